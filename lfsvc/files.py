@@ -1,0 +1,87 @@
+"""Files that must survive: atomic replacement, private folders, names that are not taken yet.
+
+Imports nothing that costs: the runner uses it before its job starts.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+
+def replace_file(path: str, data: bytes, *, mode: int = 0o600, durable: bool) -> None:
+    """Replace the file at `path` by `data`, whole or not at all.
+
+    A reader sees the old or the new content, never a part. With `durable` both the content and the
+    name survive a power cut once this returns; without, either of the two may be there after it.
+
+    Raises:
+        OSError: the old file is untouched, and nothing is left beside it.
+    """
+    temporary = f"{path}.new"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        try:
+            write_all(fd, data)
+            if durable:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(temporary, path)
+    except OSError:
+        try:
+            os.unlink(temporary)
+        except OSError:
+            pass
+        raise
+    if durable:
+        sync_folder(os.path.dirname(path))
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of `data`, however many calls that takes."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def sync_folder(path: str) -> None:
+    """Make the names in a folder durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_private(path: str) -> None:
+    """Make a folder that only its user enters, with its parents.
+
+    Raises:
+        OSError: it cannot be made, or it belongs to somebody else (in /tmp anybody may have made it).
+    """
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    status = os.lstat(path)
+    if not stat.S_ISDIR(status.st_mode) and not os.path.isdir(path):
+        raise NotADirectoryError(f"{path} is not a folder")
+    if os.stat(path).st_uid != os.getuid() or (stat.S_ISLNK(status.st_mode) and path.startswith("/tmp/")):  # noqa: S108 - the check is about /tmp
+        raise PermissionError(f"{path} belongs to another user")
+    if stat.S_IMODE(status.st_mode) & 0o077 and stat.S_ISDIR(status.st_mode):
+        os.chmod(path, 0o700)
+
+
+def create_fresh(folder: str, stem: str, extension: str, mode: int) -> tuple[str, int]:
+    """Create `stem.extension` in `folder`, or `stem_2`, `stem_3` … where taken; give path and descriptor.
+
+    The descriptor appends. The mode is subject to the umask.
+    """
+    number = 1
+    while True:
+        suffix = "" if number == 1 else f"_{number}"
+        path = os.path.join(folder, f"{stem}{suffix}{extension}")
+        try:
+            return path, os.open(
+                path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, mode
+            )
+        except FileExistsError:
+            number += 1

@@ -1,0 +1,1 @@
+"""What LLaMA-Factory means. Knows nothing of queues, units or D-Bus."""

@@ -1,0 +1,90 @@
+"""Reading a user's YAML: the keys that decide what lfsvc does with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lfsvc.errors import InvalidConfig
+
+# No config of LLaMA-Factory comes near; a model file given by mistake does.
+MAX_YAML_BYTES = 1024 * 1024
+
+_NAME_A_FOLDER = "add a line such as `output_dir: saves/my_run`"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What lfsvc reads out of a training or evaluation YAML."""
+
+    values: dict[str, Any]
+    output_dir: str
+    """As written; "" for a benchmark, which has a `save_dir` that must not exist before."""
+
+    @property
+    def is_benchmark(self) -> bool:
+        """Whether this is a config of `llamafactory-cli eval`, which alone takes `task:`."""
+        return "task" in self.values
+
+
+def read(data: bytes, path: str) -> Settings:
+    """Read a YAML; `path` is for the messages.
+
+    Raises:
+        InvalidConfig: not YAML, not a mapping, or without a usable folder for its output.
+    """
+    import yaml
+
+    from lfsvc.config import yaml_problem
+
+    try:
+        # As llamafactory-cli up to 0.9.3 reads it. A BOM is no error there either.
+        values = yaml.load(data, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe loaders
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise InvalidConfig(f"{path} is not valid YAML: {yaml_problem(error)}.", "mend that line") from error
+    if not isinstance(values, dict):
+        found = "empty" if values is None else f"a {_kind(values)}"
+        raise InvalidConfig(f"{path} must be a mapping of `key: value` lines; it is {found}.", "give a config")
+    values = {str(key): value for key, value in values.items()}
+    key = "save_dir" if "task" in values else "output_dir"
+    folder = values.get(key)
+    if folder is None:
+        raise InvalidConfig(f"{path} has no {key}.", _NAME_A_FOLDER.replace("output_dir", key))
+    if not isinstance(folder, str) or not folder.strip() or "\0" in folder or "\n" in folder:
+        raise InvalidConfig(f"{path}: {key} must be a folder, not {folder!r}.", _NAME_A_FOLDER.replace("output_dir", key))
+    return Settings(values=values, output_dir="" if key == "save_dir" else folder)
+
+
+def _kind(value: object) -> str:
+    return {list: "list", str: "text", int: "number", float: "number", bool: "truth value"}.get(type(value), "value")
+
+
+def torchrun_conflict(settings: Settings, environment: Mapping[str, str]) -> str:
+    """Say which setting cannot run under torchrun, as a warning with its cure; "" where all can.
+
+    Source: tried with LLaMA-Factory 0.9.3: layer-wise GaLore and BAdam fail even with one process.
+    """
+    if environment.get("FORCE_TORCHRUN", "1").lower() not in ("1", "true", "y"):
+        return ""
+    values = settings.values
+    conflict = ""
+    if values.get("use_galore") and values.get("galore_layerwise"):
+        conflict = "galore_layerwise"
+    elif values.get("use_apollo") and values.get("apollo_layerwise"):
+        conflict = "apollo_layerwise"
+    elif values.get("use_badam") and str(values.get("badam_mode", "layer")) == "layer":
+        conflict = "use_badam"
+    elif environment.get("USE_RAY", "0").lower() in ("1", "true", "y"):
+        conflict = "USE_RAY=1"
+    elif environment.get("USE_KT", "0").lower() in ("1", "true", "y"):
+        conflict = "USE_KT=1"
+    if not conflict:
+        return ""
+    return f"{conflict} does not go with FORCE_TORCHRUN=1, which jobs have by default: submit with --env FORCE_TORCHRUN=0"
+
+
+def resolve_folder(folder: str, working_directory: str) -> str:
+    """Give an output_dir as the absolute path that LLaMA-Factory will use: `~` is not expanded there either."""
+    return os.path.normpath(os.path.join(working_directory, folder))

@@ -1,0 +1,373 @@
+"""spec.json → steps → result.json.
+
+One loop waits for everything at once: output, the end of a child, a request to stop, room in the
+journal. SIGTERM means stop: it is passed on to every process of the job, and after the grace time
+SIGKILL follows. Whatever is left when the steps are through is ended the same way, counted and named.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+
+from lfsvc import documents, journal, processes
+from lfsvc.runner import steps
+from lfsvc.runner.output import PIECE_BYTES, JournalCopy, Output, note
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from lfsvc.documents import Result, Spec, Status, StepDocument
+
+# After its last step a runner gives the journal this long: the devices do not wait for it.
+JOURNAL_SECONDS = 0.2
+
+# Signals that Python ignores for itself; a job must have the default.
+DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD)
+
+NOTHING_RAN = -1
+
+
+class Runner:
+    """The run of one job."""
+
+    def __init__(self, spec: Spec, folder: str) -> None:
+        self._spec = spec
+        self._folder = folder
+        self._steps: list[StepDocument] = [_pending(name) for name in steps.names(spec)]
+        self._warnings: list[str] = []
+        self._outputs: list[Output] = []
+        self._poll = select.poll()
+        self._stop_requested = False
+        self._kill_at = 0.0
+        own = processes.find(os.getpid())
+        self._pid_start = own.start if own is not None else 0
+        self._ended: dict[int, int] = {}
+        self._journal = journal.Journal()
+        share = spec["journal"]
+        self._budget = journal.Budget(share["lines"], share["seconds"], share["spent"])
+        self._wakeup, wakeup_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._poll.register(self._wakeup, select.POLLIN)
+        signal.set_wakeup_fd(wakeup_end, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGCHLD):
+            signal.signal(number, self._on_signal)
+        for number in (signal.SIGINT, signal.SIGHUP):
+            # A terminal's Ctrl-C or hang-up is meant for whoever watches, not for the job.
+            signal.signal(number, signal.SIG_IGN)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGTERM:
+            self._stop_requested = True
+
+    def run(self) -> Result:
+        """Run the steps; give the result."""
+        failed = ""
+        failure = ""
+        exit_status = NOTHING_RAN
+        stopped = False
+        for step in self._steps:
+            if self._stop_requested:
+                stopped = True
+                break
+            exit_status, failure = self._run_step(step)
+            if step["state"] != "succeeded":
+                failed = step["name"]
+                stopped = step["state"] == "killed"
+                break
+        self._end_leftovers()
+        self._close_outputs()
+        if stopped:
+            failure = ""
+        return {
+            "format": documents.FORMAT,
+            "job_id": self._spec["job_id"],
+            "attempt": self._spec["attempt"],
+            "state": "killed" if stopped else "failed" if failed else "succeeded",
+            "stopped": stopped,
+            "exit_status": exit_status,
+            "failed_step": "" if stopped else failed,
+            "failure": failure,
+            "finished_at": _now(),
+            "steps": self._steps,
+            "progress": {},
+            "warnings": self._warnings,
+            "journal_spent": self._budget.spent(journal.boot_seconds()),
+        }
+
+    def _run_step(self, step: StepDocument) -> tuple[int, str]:
+        """Run one step to its end; give its exit status and, where it failed, the sentence."""
+        step["started_at"] = _now()
+        step["state"] = "running"
+        try:
+            _prepare_process(self._spec)
+            prepared = steps.prepare(step["name"], self._spec, self._folder)
+        except (steps.CannotRun, OSError) as error:
+            return self._cannot_run(step, str(error))
+        step["log"] = prepared.log_path
+        self._warnings += prepared.warnings
+        for warning in prepared.warnings:
+            note(prepared.log, warning)
+        self._write_status(step["name"])
+        pipe, pipe_end = os.pipe2(os.O_CLOEXEC)
+        try:
+            pid = _spawn(prepared, self._spec["environment"], pipe_end)
+        except (OSError, ValueError) as error:
+            os.close(pipe)
+            os.close(prepared.log)
+            reason = getattr(error, "strerror", None) or str(error)
+            return self._cannot_run(step, f"{prepared.program} cannot be started: {reason}.")
+        finally:
+            os.close(pipe_end)
+        self._after_start()
+        output = Output(pipe, prepared.log, self._copy_of(step))
+        self._outputs.append(output)
+        self._poll.register(pipe, select.POLLIN)
+        status = self._wait_for(pid, output)
+        step["finished_at"] = _now()
+        step["exit_status"] = status
+        if self._stop_requested:
+            step["state"] = "killed"
+            return status, ""
+        step["state"] = "succeeded" if status == 0 else "failed"
+        return status, "" if status == 0 else steps.describe_end(step["name"], status, step["log"])
+
+    def _cannot_run(self, step: StepDocument, sentence: str) -> tuple[int, str]:
+        step["finished_at"] = _now()
+        step["state"] = "failed"
+        step["exit_status"] = NOTHING_RAN
+        return NOTHING_RAN, sentence
+
+    def _after_start(self) -> None:
+        """What need not be done before the job's first instruction."""
+        try:
+            documents.reserve_result(self._folder)
+        except OSError:
+            pass
+        self._nudge()
+
+    def _copy_of(self, step: StepDocument) -> JournalCopy | None:
+        if not self._journal.available or not step["log"]:
+            return None
+        fields = journal.job_fields(
+            job_id=self._spec["job_id"],
+            name=self._spec["name"],
+            command=self._spec["command"],
+            task=self._spec["task"],
+            step=step["name"],
+            log=step["log"],
+        )
+        try:
+            return JournalCopy(step["log"], self._journal, self._budget, fields)
+        except OSError:
+            return None
+
+    def _wait_for(self, pid: int, output: Output) -> int:
+        """Move output until the step's process has ended; give its exit status, 128+N for signal N."""
+        while pid not in self._ended:
+            self._turn()
+        output.drain()
+        return self._ended.pop(pid)
+
+    def _turn(self, deadline: float | None = None) -> None:
+        """Wait for one thing to happen, until `deadline` (monotonic seconds), and see to it."""
+        if self._stop_requested and not self._kill_at:
+            self._kill_at = time.monotonic() + self._spec["grace_seconds"]
+            self._signal_all(signal.SIGTERM)
+        if self._kill_at and time.monotonic() >= self._kill_at:
+            self._signal_all(signal.SIGKILL)
+            # Whoever forked meanwhile is met by the next round.
+            self._kill_at = time.monotonic() + 0.05
+        # The pipe first: the journal may lag, the job may not.
+        copies = [output.copy for output in self._outputs if output.copy is not None]
+        more = any([copy.feed() for copy in copies])
+        blocked = any(copy.blocked for copy in copies)
+        if blocked:
+            self._poll.register(self._journal.fileno(), select.POLLOUT)
+        ends = [end for end in (deadline, self._kill_at or None) if end is not None]
+        wait = 0.0 if more else max(0.0, min(ends) - time.monotonic()) if ends else None
+        ready = {fd for fd, _ in self._poll.poll(None if wait is None else wait * 1000)}
+        if blocked:
+            self._poll.unregister(self._journal.fileno())
+        for output in self._outputs:
+            if output.open and output.pipe in ready:
+                self._pump(output)
+        if self._wakeup in ready:
+            try:
+                os.read(self._wakeup, PIECE_BYTES)
+            except BlockingIOError:
+                pass
+        self._reap()
+
+    def _pump(self, output: Output) -> None:
+        for _ in range(16):
+            if not output.pump():
+                break
+        if not output.open:
+            self._poll.unregister(output.pipe)
+
+    def _reap(self) -> bool:
+        """Take in the children that have ended; False where there is no child left at all."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return False
+            if pid == 0:
+                return True
+            code = os.waitstatus_to_exitcode(status)
+            self._ended[pid] = code if code >= 0 else 128 - code
+
+    def _signal_all(self, number: int) -> None:
+        for process in processes.descendants(os.getpid()):
+            process.signal(number)
+
+    def _end_leftovers(self) -> None:
+        """End what the steps left behind. As a subreaper this process has every orphan of theirs as its child."""
+        if not self._reap():
+            return
+        left = processes.descendants(os.getpid())
+        if left and not self._stop_requested:
+            named = ", ".join(process.describe() for process in left[:5])
+            more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+            count = "1 process" if len(left) == 1 else f"{len(left)} processes"
+            text = f"ended {count} that the job left behind: {named}{more}"
+            self._warnings.append(text)
+            if self._outputs:
+                self._outputs[-1].write(f"[lfsvc] {text}\n".encode("utf-8", "backslashreplace"))
+        # From here on it is a kill like any other.
+        self._stop_requested = True
+        while self._reap():
+            self._turn()
+
+    def _close_outputs(self) -> None:
+        deadline = time.monotonic() + JOURNAL_SECONDS
+        for output in self._outputs:
+            output.drain()
+            copy = output.copy
+            if copy is not None:
+                self._finish_copy(copy, deadline)
+                copy.close(deadline)
+                if copy.missed_lines and copy.blocked:
+                    self._warnings.append(
+                        f"{copy.missed_lines:,} lines are not in the journal, which took nothing more; the log has them"
+                    )
+            if output.lost_bytes:
+                self._warnings.append(
+                    f"{output.lost_bytes:,} bytes of output could not be written to the log: {output.lost_because}"
+                )
+            output.close()
+
+    def _finish_copy(self, copy: JournalCopy, deadline: float) -> None:
+        room = select.poll()
+        finished = False
+        while time.monotonic() < deadline:
+            if copy.feed():
+                continue
+            if not copy.blocked:
+                if finished:
+                    return
+                copy.finish()
+                finished = True
+                continue
+            room.register(self._journal.fileno(), select.POLLOUT)
+            room.poll(max(0.0, deadline - time.monotonic()) * 1000)
+
+    def _write_status(self, step: str) -> None:
+        status: Status = {
+            "format": documents.FORMAT,
+            "job_id": self._spec["job_id"],
+            "attempt": self._spec["attempt"],
+            "pid": os.getpid(),
+            "pid_start": self._pid_start,
+            "step": step,
+            "steps": self._steps,
+            "progress": {},
+            "warnings": self._warnings,
+            "journal_spent": self._budget.spent(journal.boot_seconds()),
+        }
+        try:
+            documents.write(self._folder, documents.STATUS, status)
+        except OSError:
+            # A full disk: the service knows less for a while, the job goes on.
+            pass
+
+    def _nudge(self) -> None:
+        """Tell the service to read our documents. Lossy by design: it reads them at every start as well."""
+        import socket
+
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as connection:
+                connection.sendto(str(self._spec["job_id"]).encode(), self._spec["nudge"])
+        except OSError:
+            pass
+
+
+def _pending(name: str) -> StepDocument:
+    return {
+        "name": name,
+        "state": "pending",
+        "started_at": 0,
+        "finished_at": 0,
+        "exit_status": None,
+        "log": "",
+        "note": "",
+    }
+
+
+def _now() -> int:
+    return time.time_ns() // 1000
+
+
+def _spawn(prepared: steps.Prepared, environment: dict[str, str], output: int) -> int:
+    """Start a step's process with /dev/null as its input; give its PID."""
+    return os.posix_spawn(
+        prepared.program,
+        prepared.arguments,
+        environment,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_DUP2, output, 1),
+            (os.POSIX_SPAWN_DUP2, output, 2),
+        ],
+        setsigmask=[],
+        setsigdef=DEFAULT_SIGNALS,
+    )
+
+
+def _prepare_process(spec: Spec) -> None:
+    """Give this process what the job inherits: working directory, umask, limits.
+
+    Raises:
+        CannotRun: the working directory is gone.
+    """
+    import resource
+
+    os.umask(spec["umask"])
+    for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_MEMLOCK):
+        _, hard = resource.getrlimit(limit)
+        try:
+            resource.setrlimit(limit, (hard, hard))
+        except (OSError, ValueError):
+            continue
+    try:
+        os.chdir(spec["working_directory"])
+    except OSError as error:
+        folder = spec["working_directory"]
+        raise steps.CannotRun(f"The working directory {folder} cannot be entered: {error.strerror}.") from error
+
+
+def main(folder: str) -> int:
+    """Run the job of a folder; give the runner's own exit status: 0 where result.json tells the rest."""
+    document = documents.read(folder, documents.SPEC)
+    if document is None:
+        print(f"lfsvc runner: {folder} has no {documents.SPEC}", file=sys.stderr)
+        return 2
+    spec: Spec = document  # type: ignore[assignment]  # its format was checked by read()
+    processes.become_subreaper()
+    result = Runner(spec, folder).run()
+    documents.write_result(folder, result)
+    return 0

@@ -1,0 +1,1 @@
+"""The service: accepts, stores, orders, starts and ends jobs. Does no work itself."""

@@ -1,0 +1,1 @@
+"""How a job's runner is started, found again, stopped and waited for."""

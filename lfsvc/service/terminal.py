@@ -1,0 +1,69 @@
+"""`lfsvc serve` on a terminal: the output of the jobs appears there as well."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from lfsvc.follow import Follower
+from lfsvc.job import Job
+
+
+class TerminalListener:
+    """Copies the log of whatever runs to stdout, as it grows."""
+
+    def __init__(self) -> None:
+        self._follower: Follower | None = None
+        self._log = ""
+
+    def queued(self, job: Job) -> None:
+        pass
+
+    def started(self, job: Job) -> None:
+        self.follow(job.log)
+
+    def kill_requested(self, job: Job) -> None:
+        pass
+
+    def finished(self, job: Job) -> None:
+        self.close()
+
+    def changed(self) -> None:
+        pass
+
+    def follow(self, log: str, offset: int = 0) -> None:
+        """Copy a log from `offset` (bytes) on."""
+        if not log or log == self._log:
+            return
+        self.close()
+        try:
+            self._follower = Follower(log, offset)
+        except OSError:
+            return
+        self._log = log
+        asyncio.get_running_loop().add_reader(self._follower.fileno(), self._copy)
+        self._copy()
+
+    def _copy(self) -> None:
+        assert self._follower is not None
+        while data := self._follower.read():
+            try:
+                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.flush()
+            except OSError:
+                # The terminal is gone; the jobs do not need it.
+                self._stop()
+                return
+
+    def close(self) -> None:
+        """Copy what is left and stop following."""
+        if self._follower is not None:
+            self._copy()
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._follower is not None:
+            asyncio.get_running_loop().remove_reader(self._follower.fileno())
+            self._follower.close()
+            self._follower = None
+            self._log = ""
