@@ -64,7 +64,9 @@ class Config:
     kill_grace: float = _setting(10.0, _seconds(0, 3600), "seconds from SIGTERM to SIGKILL when a job is killed")
     requeue: bool = _setting(True, _boolean, "queue a YAML job again, once, that the machine's end interrupted")
     launcher: str = _setting(
-        "auto", _one_of("auto", "systemd", "process"), "systemd: a unit for each job; process: without systemd"
+        "auto",
+        _one_of("auto", "systemd", "process"),
+        "systemd: a unit for each job; process: without systemd",
     )
 
     @property

@@ -80,8 +80,6 @@ def create_fresh(folder: str, stem: str, extension: str, mode: int) -> tuple[str
         suffix = "" if number == 1 else f"_{number}"
         path = os.path.join(folder, f"{stem}{suffix}{extension}")
         try:
-            return path, os.open(
-                path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, mode
-            )
+            return path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, mode)
         except FileExistsError:
             number += 1

@@ -35,9 +35,7 @@ class StepState(str, Enum):
 # From each state, the states it may change to. What is not here cannot be stored.
 TRANSITIONS: dict[State, frozenset[State]] = {
     State.QUEUED: frozenset({State.RUNNING, State.CANCELLED}),
-    State.RUNNING: frozenset(
-        {State.SUCCEEDED, State.FAILED, State.KILLED, State.INTERRUPTED, State.QUEUED}
-    ),
+    State.RUNNING: frozenset({State.SUCCEEDED, State.FAILED, State.KILLED, State.INTERRUPTED, State.QUEUED}),
     State.SUCCEEDED: frozenset(),
     State.FAILED: frozenset(),
     State.KILLED: frozenset(),

@@ -106,12 +106,11 @@ def parse(text: str) -> Task:
     if not suffix:
         _check_extension(path)
     if path.endswith(".yml"):
-        raise InvalidTask(
-            f"{path} ends in .yml; LLaMA-Factory takes .yaml only.", f"rename it to {path[:-4]}.yaml"
-        )
+        raise InvalidTask(f"{path} ends in .yml; LLaMA-Factory takes .yaml only.", f"rename it to {path[:-4]}.yaml")
     if not path.startswith("/"):
         raise InvalidTask(
-            f"The path {path!r} is not absolute.", "over D-Bus a task needs an absolute path; the CLI makes it so"
+            f"The path {path!r} is not absolute.",
+            "over D-Bus a task needs an absolute path; the CLI makes it so",
         )
     if path.endswith(".sh"):
         return _parse_shell(prefix, path, suffix)
@@ -176,9 +175,7 @@ def _parse_suffix(suffix: str) -> tuple[tuple[int, ...], bool]:
     """Read `[@D[,D…]][#no_eval]`."""
     devices_text, hash_mark, flag = suffix.partition("#")
     if hash_mark and "@" in flag:
-        raise InvalidTask(
-            f"In {suffix!r} the flag comes before the devices.", "write the devices first: @0,1#no_eval"
-        )
+        raise InvalidTask(f"In {suffix!r} the flag comes before the devices.", "write the devices first: @0,1#no_eval")
     if hash_mark and flag != "no_eval":
         raise InvalidTask(f"The flag #{flag} is unknown.", "the only flag is #no_eval")
     if not devices_text:
@@ -197,7 +194,8 @@ def _parse_devices(text: str) -> tuple[int, ...]:
         device = int(word) if len(word) <= 9 else MAX_DEVICE + 1
         if device > MAX_DEVICE:
             raise InvalidTask(
-                f"Device {word} in @{text} is over {MAX_DEVICE}.", "give the numbers that npu-smi or nvidia-smi shows"
+                f"Device {word} in @{text} is over {MAX_DEVICE}.",
+                "give the numbers that npu-smi or nvidia-smi shows",
             )
         if device in devices:
             raise InvalidTask(f"Device {device} is repeated in @{text}.", "name each device once")

@@ -53,7 +53,9 @@ def read(data: bytes, path: str) -> Settings:
     if folder is None:
         raise InvalidConfig(f"{path} has no {key}.", _NAME_A_FOLDER.replace("output_dir", key))
     if not isinstance(folder, str) or not folder.strip() or "\0" in folder or "\n" in folder:
-        raise InvalidConfig(f"{path}: {key} must be a folder, not {folder!r}.", _NAME_A_FOLDER.replace("output_dir", key))
+        raise InvalidConfig(
+            f"{path}: {key} must be a folder, not {folder!r}.", _NAME_A_FOLDER.replace("output_dir", key)
+        )
     return Settings(values=values, output_dir="" if key == "save_dir" else folder)
 
 
@@ -82,7 +84,9 @@ def torchrun_conflict(settings: Settings, environment: Mapping[str, str]) -> str
         conflict = "USE_KT=1"
     if not conflict:
         return ""
-    return f"{conflict} does not go with FORCE_TORCHRUN=1, which jobs have by default: submit with --env FORCE_TORCHRUN=0"
+    return (
+        f"{conflict} does not go with FORCE_TORCHRUN=1, which jobs have by default: submit with --env FORCE_TORCHRUN=0"
+    )
 
 
 def resolve_folder(folder: str, working_directory: str) -> str:

@@ -27,7 +27,14 @@ if TYPE_CHECKING:
 JOURNAL_SECONDS = 0.2
 
 # Signals that Python ignores for itself; a job must have the default.
-DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD)
+DEFAULT_SIGNALS = (
+    signal.SIGPIPE,
+    signal.SIGXFSZ,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGTERM,
+    signal.SIGCHLD,
+)
 
 NOTHING_RAN = -1
 
@@ -183,7 +190,7 @@ class Runner:
             self._kill_at = time.monotonic() + 0.05
         # The pipe first: the journal may lag, the job may not.
         copies = [output.copy for output in self._outputs if output.copy is not None]
-        more = any([copy.feed() for copy in copies])
+        more = [copy for copy in copies if copy.feed()]
         blocked = any(copy.blocked for copy in copies)
         if blocked:
             self._poll.register(self._journal.fileno(), select.POLLOUT)

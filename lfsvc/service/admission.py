@@ -81,7 +81,8 @@ def admit(
             _check_can_be_made(output_dir, task.path)
         if task.command is Command.TRAIN and config_of_job.is_benchmark:
             raise InvalidConfig(
-                f"{task.path} has `task:`, so it is an evaluation, not a training.", f"submit eval:{task.path}"
+                f"{task.path} has `task:`, so it is an evaluation, not a training.",
+                f"submit eval:{task.path}",
             )
         cli.require(environment["PATH"])
         conflict = settings.torchrun_conflict(config_of_job, environment)
@@ -105,7 +106,8 @@ def admit(
 def _check_options(options: Options) -> None:
     if len(options.name) > MAX_NAME_CHARACTERS or not options.name.isprintable():
         raise InvalidOption(
-            f"The name must be printable and of at most {MAX_NAME_CHARACTERS} characters.", "give a shorter one"
+            f"The name must be printable and of at most {MAX_NAME_CHARACTERS} characters.",
+            "give a shorter one",
         )
     if options.umask is not None and options.umask > 0o777:
         raise InvalidOption(f"The umask {options.umask:o} (octal) is over 777.", "give one such as 022")

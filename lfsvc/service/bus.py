@@ -58,9 +58,7 @@ class Bus:
         """
         try:
             connection = await MessageBus(bus_address=address).connect()
-        except OSError:
-            raise
-        except (AuthError, ValueError, EOFError, Exception) as error:
+        except (AuthError, ValueError, EOFError) as error:
             raise ConnectionError(f"{address}: {error}") from error
         writer: Any = connection._writer
         writer.sock = _PatientSocket(writer.sock)
@@ -73,11 +71,13 @@ class Bus:
 
     async def wait_for_disconnect(self) -> None:
         """Return, or raise, when the connection is gone."""
-        await self._connection.wait_for_disconnect()
+        connection: Any = self._connection
+        await connection.wait_for_disconnect()
 
     def disconnect(self) -> None:
         """End the connection."""
-        self._connection.disconnect()
+        connection: Any = self._connection
+        connection.disconnect()
 
     def add_handler(self, handler: Callable[[Message], bool]) -> None:
         """Call `handler` for every message; True from it means that it has seen to it."""
@@ -144,6 +144,11 @@ class Bus:
             await self.call(BUS, "/org/freedesktop/DBus", BUS, "RemoveMatch", "s", [rule])
         except BusError:
             pass
+
+    async def has_owner(self, name: str) -> bool:
+        """Whether somebody owns a name now; nobody is started for it."""
+        (answer,) = await self.call(BUS, "/org/freedesktop/DBus", BUS, "NameHasOwner", "s", [name])
+        return bool(answer)
 
     async def own_name(self, name: str) -> bool:
         """Own a well-known name; False where another connection has it."""

@@ -20,7 +20,7 @@ from lfsvc.job import Job
 from lfsvc.service import wire
 from lfsvc.service.admission import Options
 from lfsvc.service.bus import Bus, BusError, clean
-from lfsvc.service.events import Log
+from lfsvc.service.events import Listener, Log
 from lfsvc.service.scheduler import Scheduler
 
 NAME = "org.lfsvc1"
@@ -58,7 +58,7 @@ SIGNALS: dict[str, Arguments] = {
 PROPERTY_TYPES: dict[str, str] = {"Version": "s", "State": "s", "RunningJobs": "at", "QueueLength": "u"}
 
 
-class SchedulerObject:
+class SchedulerObject(Listener):
     """The object /org/lfsvc1. Also a Listener: what the scheduler tells becomes signals."""
 
     def __init__(self, bus: Bus, scheduler: Scheduler, log: Log, *, started_at: int, llamafactory_cli: str) -> None:
@@ -85,7 +85,10 @@ class SchedulerObject:
             Method(name="KillJob", arguments=job_id, results=(), answer=self._kill_job),
             Method(name="GetJob", arguments=job_id, results=(("job", "a{sv}"),), answer=self._get_job),
             Method(
-                name="ListJobs", arguments=(("filter", "a{sv}"),), results=(("jobs", "aa{sv}"),), answer=self._list_jobs
+                name="ListJobs",
+                arguments=(("filter", "a{sv}"),),
+                results=(("jobs", "aa{sv}"),),
+                answer=self._list_jobs,
             ),
         )
         self._methods = {method.name: method for method in methods}
@@ -103,7 +106,10 @@ class SchedulerObject:
             return False
         if message.interface == "org.freedesktop.DBus.Peer":
             return False
-        if message.member == "Introspect" and message.interface in (None, "org.freedesktop.DBus.Introspectable"):
+        if message.member == "Introspect" and message.interface in (
+            None,
+            "org.freedesktop.DBus.Introspectable",
+        ):
             xml = self.introspection if message.path == PATH else _parent(str(message.path))
             self._reply(message, "s", [xml])
             return True
@@ -241,9 +247,6 @@ class SchedulerObject:
     def started(self, job: Job) -> None:
         self._job_signal("JobStarted", job.id, job.text)
 
-    def kill_requested(self, job: Job) -> None:
-        pass
-
     def finished(self, job: Job) -> None:
         status = job.exit_status if job.exit_status is not None else -1
         self._job_signal("JobFinished", job.id, job.state.value, status)
@@ -271,9 +274,7 @@ def introspection(methods: tuple[Method, ...]) -> str:
         "  </method>\n"
         for method in methods
     )
-    body += "".join(
-        f'  <signal name="{name}">\n{arguments(rows, "")}  </signal>\n' for name, rows in SIGNALS.items()
-    )
+    body += "".join(f'  <signal name="{name}">\n{arguments(rows, "")}  </signal>\n' for name, rows in SIGNALS.items())
     body += "".join(
         f'  <property name="{name}" type="{kind}" access="read"/>\n' for name, kind in PROPERTY_TYPES.items()
     )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import Protocol
 
 from lfsvc import journal
 from lfsvc.job import Job, State
 
 
-class Listener(Protocol):
-    """Told of each change after it is durable. Must neither block nor raise."""
+class Listener:
+    """Told of each change after it is durable; does nothing unless overridden. Must neither block nor raise."""
 
     def queued(self, job: Job) -> None:
         """A job has joined the queue, for the first time or again."""
@@ -42,7 +41,7 @@ MESSAGE_IDS: dict[str, str] = {
 }
 
 
-class JournalListener:
+class JournalListener(Listener):
     """Writes the service's own entries, so that JOB_ID=42 shows a job from its submission to its end."""
 
     def __init__(self, log: Log) -> None:
@@ -65,9 +64,6 @@ class JournalListener:
         status = f", exit status {job.exit_status}" if job.exit_status not in (None, 0, -1) else ""
         failure = f": {job.failure}" if job.failure else ""
         self._job(job, job.state.value, f"Job {job.id} {job.state.value}{status}{failure}", priority)
-
-    def changed(self) -> None:
-        pass
 
     def _job(self, job: Job, event: str, message: str, priority: int = journal.NOTICE) -> None:
         fields = journal.job_fields(

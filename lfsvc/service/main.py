@@ -8,21 +8,21 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import sdnotify
 
 from lfsvc import config as settings
-from lfsvc import environment_file, journal, paths, processes
+from lfsvc import environment_file, journal, paths
 from lfsvc.config import Config
 from lfsvc.errors import Internal, LfsvcError, NoService
 from lfsvc.files import make_private
-from lfsvc.job import Job
 from lfsvc.llamafactory import cli
 from lfsvc.llamafactory.environment import job_environment
 from lfsvc.service import dbus
 from lfsvc.service.bus import Bus, BusError
-from lfsvc.service.events import JournalListener, Log
+from lfsvc.service.events import JournalListener, Listener, Log
 from lfsvc.service.launchers.base import Launcher
 from lfsvc.service.launchers.process import ProcessLauncher
 from lfsvc.service.launchers.systemd import SystemdLauncher
@@ -57,12 +57,21 @@ def serve(*, launcher: str = "") -> int:
     """Run the service until SIGTERM or SIGINT; give the exit status. `launcher` overrides the config's.
 
     Raises:
-        LfsvcError: it cannot start; the message says why.
+        LfsvcError: it cannot start; the message says why. systemd has been told, so that a client that
+            wanted it started can say it, too.
     """
+    try:
+        return _serve(launcher)
+    except LfsvcError as error:
+        sdnotify.SystemdNotifier().notify("STATUS=Failed: " + error.text.replace("\n", " "))
+        raise
+
+
+def _serve(launcher: str) -> int:
     invocation = Invocation.present()
     config = settings.load()
     if launcher:
-        config = settings.with_launcher(config, launcher)
+        config = replace(config, launcher=launcher)
     make_private_state(config)
     lock = StateLock(config.state_folder)
     try:
@@ -88,7 +97,7 @@ def make_private_state(config: Config) -> None:
         ) from error
 
 
-class Service:
+class Service(Listener):
     """The service while it runs."""
 
     def __init__(self, invocation: Invocation, config: Config, launcher: str) -> None:
@@ -140,7 +149,7 @@ class Service:
             log=self._log,
         )
         scheduler.listen(JournalListener(self._log))
-        nudges = Nudges(nudge_socket, lambda job_id: _ignore(scheduler.nudged(job_id)))
+        nudges = Nudges(nudge_socket, scheduler.on_nudge)
         try:
             exported = dbus.SchedulerObject(
                 bus, scheduler, self._log, started_at=started_at, llamafactory_cli=self._llamafactory_cli()
@@ -186,7 +195,8 @@ class Service:
             except BusError as error:
                 if wanted == "systemd":
                     raise NoService(
-                        f"systemd does not answer on the session bus: {error}.", "set `launcher: process`, or auto"
+                        f"systemd does not answer on the session bus: {error}.",
+                        "set `launcher: process`, or auto",
                     ) from error
         spare = {self._private_bus.pid} if self._private_bus is not None else set()
         found.append(ProcessLauncher(spare=spare))
@@ -243,8 +253,8 @@ class Service:
 
     async def _until_stop(self, bus: Bus, work: asyncio.Future[None]) -> int:
         """Wait for a reason to stop; give the exit status."""
-        stop = asyncio.ensure_future(self._stop.wait())
-        gone = asyncio.ensure_future(bus.wait_for_disconnect())
+        stop: asyncio.Future[Any] = asyncio.ensure_future(self._stop.wait())
+        gone: asyncio.Future[Any] = asyncio.ensure_future(bus.wait_for_disconnect())
         await asyncio.wait({stop, gone, work}, return_when=asyncio.FIRST_COMPLETED)
         if work.done() and work.exception() is not None:
             self._log.write(f"A fault in lfsvc, please report it: {work.exception()!r}", journal.ERROR)
@@ -266,7 +276,7 @@ class Service:
         try:
             config = settings.load()
             if self._launcher_override:
-                config = settings.with_launcher(config, self._launcher_override)
+                config = replace(config, launcher=self._launcher_override)
             for key in ("state_dir", "launcher"):
                 if getattr(config, key) != getattr(self._config, key):
                     self._log.write(f"{key} has changed; that takes effect with a restart", journal.WARNING)
@@ -276,21 +286,8 @@ class Service:
             self._log.write(f"The old config stays in force: {error.text}", journal.ERROR)
         self._systemd.notify("READY=1")
 
-    # -- as a listener: systemctl status shows what runs -------------------------------------------
-
-    def queued(self, job: Job) -> None:
-        pass
-
-    def started(self, job: Job) -> None:
-        pass
-
-    def kill_requested(self, job: Job) -> None:
-        pass
-
-    def finished(self, job: Job) -> None:
-        pass
-
     def changed(self) -> None:
+        """Tell systemd, whose `systemctl status` shows it, what runs."""
         running = self._scheduler.running()
         what = ", ".join(f"job {job.id} {job.title}" for job in running) if running else "Idle"
         status = f"{what}; {self._scheduler.queue_length} waiting"
@@ -299,24 +296,13 @@ class Service:
             self._systemd.notify(f"STATUS={status}")
 
 
-_background: set[asyncio.Future[None]] = set()
-
-
-def _ignore(coroutine: object) -> None:
-    task = asyncio.ensure_future(coroutine)  # type: ignore[call-overload]  # a coroutine, typed as what a callback gives
-    _background.add(task)
-    task.add_done_callback(_background.discard)
-
-
 def _watchdog_seconds(environment: Mapping[str, str]) -> float:
-    """Half the time after which systemd takes the service for hung; 0 where it does not watch. Source: sd_watchdog_enabled(3)."""
+    """Half the time after which systemd takes the service for hung; 0 where it does not watch.
+
+    Source: sd_watchdog_enabled(3).
+    """
     usec = environment.get("WATCHDOG_USEC", "")
     pid = environment.get("WATCHDOG_PID", "")
     if not usec.isdigit() or (pid and pid != str(os.getpid())):
         return 0.0
     return int(usec) / 2_000_000
-
-
-def holder_of_lock() -> processes.Process | None:
-    """Not used by the service."""
-    return None

@@ -29,32 +29,41 @@ class PrivateBus:
         Raises:
             NoService: there is no dbus-daemon, or it does not come up.
         """
-        make_private(os.path.dirname(address.removeprefix("unix:path=")))
-        read_end, write_end = os.pipe2(os.O_CLOEXEC)
+        return await asyncio.to_thread(cls._start, address)
+
+    @classmethod
+    def _start(cls, address: str) -> PrivateBus:
+        folder = os.path.dirname(address.removeprefix("unix:path="))
+        make_private(folder)
+        log = os.path.join(folder, "dbus-daemon.log")
         try:
-            process = subprocess.Popen(
-                [
-                    "dbus-daemon", "--session", "--nofork", "--nopidfile", "--nosyslog",
-                    f"--address={address}", f"--print-address={write_end}",
-                ],  # fmt: skip
-                pass_fds=[write_end],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                # A Ctrl-C in the terminal ends the service, which then ends its bus.
-                start_new_session=True,
-            )
-        except OSError as error:
-            os.close(read_end)
+            with open(log, "wb") as errors:
+                process = subprocess.Popen(
+                    # It prints the address when it listens.
+                    [
+                        "dbus-daemon",
+                        "--session",
+                        "--nofork",
+                        "--nopidfile",
+                        f"--address={address}",
+                        "--print-address=1",
+                    ],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    # A Ctrl-C in the terminal ends the service, which then ends its bus.
+                    start_new_session=True,
+                )
+        except FileNotFoundError as error:
             raise NoService(
                 "There is no session bus, and dbus-daemon is not installed to start one.",
                 "install the package dbus (apt-get install dbus)",
             ) from error
-        finally:
-            os.close(write_end)
-        with open(read_end, "rb") as pipe:
-            line = await asyncio.to_thread(pipe.readline)
+        assert process.stdout is not None
+        with process.stdout as pipe:
+            line = pipe.readline()
         if not line:
-            raise NoService(f"dbus-daemon did not come up at {address} (exit status {process.wait()}).")
+            raise NoService(f"dbus-daemon did not come up at {address} (exit status {process.wait()}).", f"see {log}")
         return cls(process)
 
     def stop(self) -> None:

@@ -11,7 +11,7 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -54,7 +54,10 @@ class _Running:
         steps = steps_of(self.status)
         log = next((step.log for step in reversed(steps) if step.log), "")
         return replace(
-            self.job, steps=steps, log=log, warnings=self.job.warnings + tuple(self.status.get("warnings", ()))
+            self.job,
+            steps=steps,
+            log=log,
+            warnings=self.job.warnings + tuple(self.status.get("warnings", ())),
         )
 
 
@@ -219,19 +222,16 @@ class Scheduler:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def nudged(self, job_id: int) -> None:
+    def on_nudge(self, job_id: int) -> None:
         """A runner says that its documents have changed."""
-        running = self._running.get(job_id)
-        if running is not None:
-            await self._read_status(running)
-            self._tell("changed")
+        if job_id in self._running:
+            self._spawn(self._nudged(self._running[job_id]))
 
-    def nudge_all(self) -> None:
-        """Nudges may have been lost: look at every running job."""
-        for job_id in self._running:
-            self._spawn(self.nudged(job_id))
+    async def _nudged(self, running: _Running) -> None:
+        await self._read_status(running)
+        self._tell("changed")
 
-    def _spawn(self, coroutine: Any) -> None:
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._done)

@@ -28,9 +28,7 @@ class Store:
 
     async def open(self, state_folder: str) -> None:
         """Open the queue of a state folder, which the caller has locked."""
-        self._database = await asyncio.get_running_loop().run_in_executor(
-            self._executor, Database, state_folder
-        )
+        self._database = await asyncio.get_running_loop().run_in_executor(self._executor, Database, state_folder)
 
     async def close(self) -> None:
         """Finish what was asked for, then close."""

@@ -7,29 +7,22 @@ import sys
 
 from lfsvc.follow import Follower
 from lfsvc.job import Job
+from lfsvc.service.events import Listener
 
 
-class TerminalListener:
+class TerminalListener(Listener):
     """Copies the log of whatever runs to stdout, as it grows."""
 
     def __init__(self) -> None:
         self._follower: Follower | None = None
         self._log = ""
 
-    def queued(self, job: Job) -> None:
-        pass
-
     def started(self, job: Job) -> None:
         self.follow(job.log)
 
-    def kill_requested(self, job: Job) -> None:
-        pass
-
     def finished(self, job: Job) -> None:
-        self.close()
-
-    def changed(self) -> None:
-        pass
+        if job.log == self._log:
+            self.close()
 
     def follow(self, log: str, offset: int = 0) -> None:
         """Copy a log from `offset` (bytes) on."""

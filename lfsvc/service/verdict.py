@@ -69,7 +69,10 @@ def judge(
             return Verdict(
                 state=State.QUEUED,
                 exit_status=None,
-                warnings=(*job.warnings, f"attempt {job.attempt} was interrupted by the end of the machine or session"),
+                warnings=(
+                    *job.warnings,
+                    f"attempt {job.attempt} was interrupted by the end of the machine or session",
+                ),
             )
         again = "" if job.interruptions else " To run it again, submit it again."
         return Verdict(

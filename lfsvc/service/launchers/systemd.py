@@ -99,6 +99,9 @@ class SystemdLauncher:
         Raises:
             BusError: no systemd on this bus.
         """
+        # A plain bus would try to activate systemd, in vain and with noise.
+        if not await self._bus.has_owner(SYSTEMD):
+            raise BusError("org.freedesktop.DBus.Error.NameHasNoOwner", "there is no systemd on this bus")
         self._bus.add_handler(self._on_message)
         await self._manager("Subscribe")
 

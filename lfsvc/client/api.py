@@ -1,0 +1,291 @@
+"""Calls to the service over D-Bus: blocking, with named errors, and a start of the service where none answers.
+
+jeepney, not dbus-next: importing asyncio alone takes longer than a whole call with this.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from typing import Any
+
+from jeepney import DBusAddress, HeaderFields, MatchRule, Message, MessageFlag, MessageType, new_method_call
+from jeepney.bus_messages import message_bus
+from jeepney.io.blocking import DBusConnection, open_dbus_connection
+
+from lfsvc import errors, paths
+from lfsvc.errors import LfsvcError, NoService
+
+NAME = "org.lfsvc1"
+PATH = "/org/lfsvc1"
+INTERFACE = "org.lfsvc1.Scheduler"
+UNIT = "lfsched.service"
+
+SCHEDULER = DBusAddress(PATH, bus_name=NAME, interface=INTERFACE)
+MANAGER = DBusAddress(
+    "/org/freedesktop/systemd1",
+    bus_name="org.freedesktop.systemd1",
+    interface="org.freedesktop.systemd1.Manager",
+)
+
+CALL_SECONDS = 30.0
+# As long as the unit's TimeoutStartSec allows, and a little more.
+START_SECONDS = 100.0
+
+# How long a waiting client tries to reach a bus again that went away under it.
+BUS_RETURN_SECONDS = 60.0
+
+_NOBODY = (
+    "org.freedesktop.DBus.Error.ServiceUnknown",
+    "org.freedesktop.DBus.Error.NameHasNoOwner",
+    # Its owner went away before it answered.
+    "org.freedesktop.DBus.Error.NoReply",
+)
+
+
+class RemoteError(Exception):
+    """An error reply that is not one of ours. `name` is its D-Bus error name."""
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(text or name)
+        self.name = name
+
+
+class Client:
+    """A connection to the bus on which the service is, or will be."""
+
+    def __init__(self, connection: DBusConnection) -> None:
+        self._connection = connection
+        self._watching = False
+        self.signals: deque[Message] = deque()
+
+    @classmethod
+    def connect(cls) -> Client:
+        """Connect to the session bus.
+
+        Raises:
+            NoService: no bus can be reached.
+        """
+        first_problem = ""
+        for address in paths.session_bus_addresses():
+            try:
+                return cls(open_dbus_connection(address))
+            except (OSError, ValueError, RuntimeError, KeyError) as error:
+                first_problem = first_problem or f"{address}: {getattr(error, 'strerror', None) or error}"
+        raise NoService(
+            f"No session bus can be reached ({first_problem}), so no scheduler can be.",
+            "log in again, or start `lfsvc serve` in another terminal",
+        )
+
+    def fileno(self) -> int:
+        """The descriptor to wait on for messages."""
+        return int(self._connection.sock.fileno())
+
+    def call(self, member: str, signature: str = "", *values: Any, start: bool = True) -> Any:
+        """Call a method of the service; give its one result, or None.
+
+        With `start`, a service that does not run is started.
+
+        Raises:
+            LfsvcError: the error that the service answered with.
+            NoService: nobody answers, and the service cannot be started.
+        """
+        try:
+            try:
+                return self._ask(SCHEDULER, member, signature, values)
+            except RemoteError as error:
+                if error.name not in _NOBODY or not start:
+                    raise
+            self.start_service()
+            return self._ask(SCHEDULER, member, signature, values)
+        except RemoteError as error:
+            if error.name in _NOBODY:
+                raise NoService("The scheduler does not run.", "lfsvc start") from None
+            ours = errors.from_dbus(error.name, str(error))
+            raise (ours or LfsvcError(f"{member}: {error} ({error.name})")) from None
+
+    def _ask(self, address: DBusAddress, member: str, signature: str, values: tuple[Any, ...]) -> Any:
+        message = new_method_call(address, member, signature or None, values)
+        # Activation by the bus hangs for 25 s where the unit fails, and blocks new tries for 120 s.
+        message.header.flags |= MessageFlag.no_auto_start
+        reply = self._exchange(message, START_SECONDS if address is MANAGER else CALL_SECONDS)
+        if reply.header.message_type is MessageType.error:
+            text = reply.body[0] if reply.body and isinstance(reply.body[0], str) else ""
+            raise RemoteError(reply.header.fields.get(HeaderFields.error_name, ""), text)
+        if not reply.body:
+            return None
+        return plain(reply.header.fields[HeaderFields.signature], reply.body[0])
+
+    def _exchange(self, message: Message, seconds: float) -> Message:
+        serial = next(self._connection.outgoing_serial)
+        deadline = time.monotonic() + seconds
+        try:
+            self._connection.send(message, serial=serial)
+            while True:
+                answer = self._connection.receive(timeout=max(0.0, deadline - time.monotonic()))
+                if answer.header.fields.get(HeaderFields.reply_serial) == serial:
+                    return answer
+                self._keep(answer)
+        except TimeoutError:
+            raise NoService(f"The scheduler did not answer within {seconds:g} s.", "lfsvc status tries again") from None
+        except (ConnectionError, OSError) as error:
+            raise BusGone(f"The session bus is gone: {error}.", "log in again, or lfsvc start") from error
+
+    def _keep(self, message: Message) -> None:
+        if message.header.message_type is MessageType.signal:
+            self.signals.append(message)
+
+    # -- signals ---------------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Receive the service's signals, and word of its coming and going, from now on."""
+        rules = (
+            MatchRule(type="signal", interface=INTERFACE, path=PATH),
+            MatchRule(type="signal", sender="org.freedesktop.DBus", member="NameOwnerChanged"),
+        )
+        rules[1].add_arg_condition(0, NAME)
+        for rule in rules:
+            self._exchange(message_bus.AddMatch(rule), CALL_SECONDS)
+
+    def take_signals(self) -> list[tuple[str, tuple[Any, ...]]]:
+        """Give the signals that have arrived, as (member, values), without waiting.
+
+        Raises:
+            BusGone: the bus has closed the connection.
+        """
+        try:
+            while True:
+                self._keep(self._connection.receive(timeout=0))
+        except TimeoutError:
+            pass
+        except (ConnectionError, OSError) as error:
+            raise BusGone(f"The session bus is gone: {error}.", "lfsvc start") from error
+        found = [(message.header.fields[HeaderFields.member], message.body) for message in self.signals]
+        self.signals.clear()
+        return found
+
+    # -- the service's unit ----------------------------------------------------------------------
+
+    def service_pid(self) -> int:
+        """The PID of the service; 0 where none runs."""
+        reply = self._exchange(message_bus.GetConnectionUnixProcessID(NAME), CALL_SECONDS)
+        return 0 if reply.header.message_type is MessageType.error else int(reply.body[0])
+
+    def start_service(self) -> None:
+        """Start lfsched.service through systemd and wait until it is ready.
+
+        Raises:
+            NoService: it cannot be started; the message says why.
+        """
+        self._unit_job("StartUnit", "done")
+
+    def stop_service(self) -> bool:
+        """Stop lfsched.service through systemd; False where systemd does not run it."""
+        try:
+            state = self._unit_property("org.freedesktop.systemd1.Unit", "ActiveState")
+        except RemoteError:
+            return False
+        if state not in ("active", "activating", "reloading"):
+            return False
+        self._unit_job("StopUnit", "done")
+        return True
+
+    def _unit_job(self, member: str, wanted: str) -> None:
+        rule = MatchRule(
+            type="signal", sender="org.freedesktop.systemd1", interface=MANAGER.interface, member="JobRemoved"
+        )
+        rule.add_arg_condition(2, UNIT)
+        self._exchange(message_bus.AddMatch(rule), CALL_SECONDS)
+        try:
+            self._ask(MANAGER, "Subscribe", "", ())
+            job = self._ask(MANAGER, member, "ss", (UNIT, "replace"))
+        except RemoteError as error:
+            raise _cannot_start(error) from None
+        result = self._job_result(job)
+        if result != wanted:
+            raise NoService(*self._why_failed(result))
+
+    def _job_result(self, job: str) -> str:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            while self.signals:
+                message = self.signals.popleft()
+                if message.header.fields[HeaderFields.member] == "JobRemoved" and message.body[1] == job:
+                    return str(message.body[3])
+            try:
+                self._keep(self._connection.receive(timeout=max(0.0, deadline - time.monotonic())))
+            except TimeoutError:
+                raise NoService(f"{UNIT} did not come up.", f"systemctl --user status {UNIT}") from None
+            except (ConnectionError, OSError) as error:
+                raise BusGone(f"The session bus is gone: {error}.", "log in again") from error
+
+    def _why_failed(self, result: str) -> tuple[str, str]:
+        """What the unit says of its failure: the sentence that the service left as its status, else systemd's word."""
+        try:
+            text = str(self._unit_property("org.freedesktop.systemd1.Service", "StatusText"))
+            kind = str(self._unit_property("org.freedesktop.systemd1.Service", "Result"))
+        except RemoteError:
+            text, kind = "", ""
+        if text.startswith("Failed: "):
+            sentence, _, hint = text.removeprefix("Failed: ").partition(" hint: ")
+            return f"The scheduler does not start: {sentence}", hint
+        return (
+            f"The scheduler does not start: {UNIT} ended as {kind or result}.",
+            f"journalctl --user -u {UNIT} -n 20",
+        )
+
+    def _unit_property(self, interface: str, name: str) -> Any:
+        path = self._ask(MANAGER, "GetUnit", "s", (UNIT,))
+        unit = DBusAddress(path, bus_name=MANAGER.bus_name, interface="org.freedesktop.DBus.Properties")
+        return self._ask(unit, "Get", "ss", (interface, name))
+
+
+class BusGone(NoService):
+    """The bus has closed the connection under a client that was waiting."""
+
+
+def _cannot_start(error: RemoteError) -> NoService:
+    if error.name in (*_NOBODY, "org.freedesktop.DBus.Error.Spawn.ExecFailed"):
+        return NoService(
+            "No scheduler runs, and there is no systemd user manager to start one.",
+            "start `lfsvc serve` in another terminal (tmux, screen or nohup keep it)",
+        )
+    if error.name in ("org.freedesktop.systemd1.NoSuchUnit", "org.freedesktop.DBus.Error.FileNotFound"):
+        return NoService(f"No scheduler runs, and {UNIT} is not installed.", "run `lfsvc setup` once")
+    return NoService(f"{UNIT} cannot be started: {error}.", f"systemctl --user status {UNIT}")
+
+
+def reconnect() -> Client:
+    """Connect again after the bus went away, trying until it is back.
+
+    Raises:
+        NoService: it did not come back.
+    """
+    deadline = time.monotonic() + BUS_RETURN_SECONDS
+    while True:
+        try:
+            return Client.connect()
+        except NoService:
+            # Nothing tells of a bus that is not there yet; its folder may not be either.
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1.0)
+
+
+def plain(signature: str, value: Any) -> Any:
+    """Take the variants out of a value."""
+    if signature == "a{sv}":
+        return {key: plain(*item) for key, item in value.items()}
+    if signature == "aa{sv}":
+        return [plain("a{sv}", item) for item in value]
+    if signature == "v":
+        return plain(*value)
+    if signature == "ay":
+        return bytes(value)
+    return value
+
+
+def utf8(text: str) -> str:
+    """A text of the command line, which came in the locale's encoding, as UTF-8: so it travels on the bus."""
+    return os.fsencode(text).decode("utf-8", "surrogateescape")

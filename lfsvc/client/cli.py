@@ -1,0 +1,202 @@
+"""The command line: which commands there are, how they are read, and how errors are printed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+from lfsvc.errors import LfsvcError, WrongUse
+
+Handler = Callable[[argparse.Namespace], int]
+
+INTERRUPTED = 130
+
+GRAMMAR = """\
+TASK is [train:|eval:]PATH.yaml[@D[,D...]][#no_eval], or PATH.sh:
+  train:run.yaml@0,1,2,3   train on devices 0 to 3
+  run.yaml#no_eval         train, and do not evaluate afterwards
+  eval:bench.yaml@0        evaluate
+  prepare.sh               run a shell script
+"""
+
+
+def _submit_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("tasks", metavar="TASK", nargs="+", help="what to run, in this order")
+    waiting = parser.add_mutually_exclusive_group()
+    waiting.add_argument("--wait", action="store_true", help="wait for the end; exit with the job's exit status")
+    waiting.add_argument("--follow", action="store_true", help="as --wait, and print the job's output as it comes")
+    parser.add_argument("--env", metavar="KEY=VALUE", action="append", default=[], help="environment of the job alone")
+    parser.add_argument("--name", default="", help="a name to find it by")
+    parser.add_argument("--requeue", action="store_true", help="queue it again if the machine goes down under it")
+    parser.add_argument("--no-requeue", action="store_true", help="do not")
+    parser.add_argument("--force", action="store_true", help="submit in spite of what is only probably wrong")
+    _json_argument(parser)
+
+
+def _json_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _check_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", metavar="TASK")
+    _json_argument(parser)
+
+
+def _kill_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("id", metavar="ID", nargs="?", type=job_id, help="default: the job that runs")
+
+
+def _list_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-n", "--lines", type=positive, default=100, metavar="N", help="how many (default 100)")
+    parser.add_argument("--state", action="append", default=[], metavar="STATE", help="only these; may be repeated")
+    _json_argument(parser)
+
+
+def _show_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("id", metavar="ID", type=job_id)
+    _json_argument(parser)
+
+
+def _logs_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("id", metavar="ID", nargs="?", type=job_id, help="default: the job that runs, else the last")
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
+    parser.add_argument("-n", "--lines", type=positive, metavar="N", help="only the last N lines")
+
+
+def _wait_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("ids", metavar="ID", nargs="*", type=job_id, help="default: the job that runs, else the last")
+    parser.add_argument("--all", action="store_true", help="everything that waits or runs now")
+
+
+def _setup_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--remove", action="store_true", help="take the service away again; queue and results stay")
+    parser.add_argument("--no-linger", action="store_true", help="let jobs end when you log out")
+    parser.add_argument("--no-start", action="store_true", help="write the files, start nothing")
+
+
+def _serve_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--launcher", choices=("auto", "systemd", "process"), help="overrides the config")
+
+
+def _no_arguments(parser: argparse.ArgumentParser) -> None:
+    del parser
+
+
+# Command → (module of its handler, its arguments, one line of help). The handler is named as the command.
+COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], str]] = {
+    "submit": ("submit", _submit_arguments, "queue a task"),
+    "check": ("submit", _check_arguments, "say what submit would say, and queue nothing"),
+    "status": ("show", lambda parser: _json_argument(parser), "what runs, what waits, what ended"),
+    "list": ("show", _list_arguments, "the jobs so far, newest first"),
+    "show": ("show", _show_arguments, "everything about one job"),
+    "logs": ("follow", _logs_arguments, "the output of a job"),
+    "wait": ("follow", _wait_arguments, "wait for the end of jobs"),
+    "kill": ("control", _kill_arguments, "end a running job, cancel a waiting one"),
+    "start": ("control", _no_arguments, "start the scheduler"),
+    "stop": ("control", _no_arguments, "stop the scheduler; jobs go on"),
+    "setup": ("setup", _setup_arguments, "install the scheduler as a service of yours"),
+    "serve": ("", _serve_arguments, "run the scheduler here, in the foreground"),
+}
+
+
+def job_id(text: str) -> int:
+    """Read a job's number."""
+    if not (text.isascii() and text.isdigit() and 0 < int(text[:20]) < 2**63):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the number of a job (lfsvc list shows them)")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """Read a number above 0."""
+    if not (text.isascii() and text.isdigit() and int(text[:9]) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return int(text[:9])
+
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong use is an exception with a sentence, so that it is printed as all others are."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]  # argparse calls it NoReturn, and so it is
+        raise WrongUse(message[:1].upper() + message[1:] + ".", f"{self.prog} --help")
+
+
+def make_parser(command: str = "") -> argparse.ArgumentParser:
+    """Make the parser: of one command, which is quick, or of all."""
+    parser = _Parser(
+        prog="lfsvc",
+        description="A queue for LLaMA-Factory: one job at a time, through the night.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=GRAMMAR,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name in [command] if command in COMMANDS else COMMANDS:
+        _, add_arguments, help_text = COMMANDS[name]
+        sub = commands.add_parser(
+            name,
+            help=help_text,
+            description=help_text[:1].upper() + help_text[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=GRAMMAR if name in ("submit", "check") else None,
+        )
+        add_arguments(sub)
+    return parser
+
+
+def handler_of(command: str) -> Handler:
+    """Import the module of a command and give its handler."""
+    from importlib import import_module
+
+    module = import_module(f"lfsvc.client.{COMMANDS[command][0]}")
+    handler: Handler = getattr(module, f"{command}_command")
+    return handler
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command line; give the exit status. Errors go to stderr as one sentence and a hint."""
+    try:
+        return _run(arguments)
+    except LfsvcError as error:
+        print_error(error)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # `lfsvc logs | head`: whoever read has enough. stdout is closed here, or Python complains at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(arguments: list[str]) -> int:
+    command = arguments[0] if arguments else ""
+    if command and not command.startswith("-") and command not in COMMANDS:
+        raise WrongUse(f"There is no command {command!r}.", _suggestion(command))
+    parser = make_parser(command)
+    namespace = parser.parse_args(arguments)
+    if namespace.version:
+        import lfsvc
+
+        print(f"lfsvc {lfsvc.__version__}")
+        return 0
+    if not namespace.command:
+        parser.print_help()
+        return 0
+    status = handler_of(namespace.command)(namespace)
+    sys.stdout.flush()
+    return status
+
+
+def _suggestion(word: str) -> str:
+    from difflib import get_close_matches
+
+    if word.endswith((".yaml", ".sh", "#no_eval")) or word.startswith(("train:", "eval:")):
+        return f"did you mean: lfsvc submit {word}"
+    close = get_close_matches(word, COMMANDS, n=1)
+    return f"did you mean: lfsvc {close[0]}" if close else "lfsvc --help lists the commands"
+
+
+def print_error(error: LfsvcError) -> None:
+    """Print an error as people see it."""
+    print(f"lfsvc: {error.text}", file=sys.stderr)
