@@ -74,3 +74,9 @@ def session_bus_addresses() -> list[str]:
     if os.path.exists(systemd_bus):
         found.append("unix:path=" + systemd_bus)
     return [*found, private_bus_address()]
+
+
+def has_user_manager() -> bool:
+    """Whether this user's systemd runs. Its name on the bus may still be on the way: a call then waits for it."""
+    base = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    return os.path.exists(os.path.join(base, "systemd", "private"))

@@ -107,8 +107,10 @@ class Client:
 
     def _ask(self, address: DBusAddress, member: str, signature: str, values: tuple[Any, ...]) -> Any:
         message = new_method_call(address, member, signature or None, values)
-        # Activation by the bus hangs for 25 s where the unit fails, and blocks new tries for 120 s.
-        message.header.flags |= MessageFlag.no_auto_start
+        if address is SCHEDULER or not paths.has_user_manager():
+            # Activation by the bus hangs for 25 s where the unit fails, and blocks new tries for 120 s.
+            # A systemd that has just been started, though, is waited for by the bus.
+            message.header.flags |= MessageFlag.no_auto_start
         reply = self._exchange(message, START_SECONDS if address is MANAGER else CALL_SECONDS)
         if reply.header.message_type is MessageType.error:
             text = reply.body[0] if reply.body and isinstance(reply.body[0], str) else ""
@@ -246,7 +248,7 @@ class BusGone(NoService):
 
 
 def _cannot_start(error: RemoteError) -> NoService:
-    if error.name in (*_NOBODY, "org.freedesktop.DBus.Error.Spawn.ExecFailed"):
+    if error.name in _NOBODY or error.name.startswith("org.freedesktop.DBus.Error.Spawn."):
         return NoService(
             "No scheduler runs, and there is no systemd user manager to start one.",
             "start `lfsvc serve` in another terminal (tmux, screen or nohup keep it)",

@@ -23,8 +23,8 @@ ACTIVATION = "org.lfsvc1.service"
 # that ends in _ stands for all that begin with it.
 SESSION_VARIABLES = (
     "_", "ALACRITTY_", "BASH_", "BASHOPTS", "BYOBU_", "COLORFGBG", "COLORTERM", "COLUMNS", "DBUS_SESSION_BUS_ADDRESS",
-    "DBUS_STARTER_", "DEBUGINFOD_URLS", "DESKTOP_SESSION", "DISPLAY", "EDITOR", "GDMSESSION", "GNOME_", "GPG_AGENT_INFO",
-    "GTK_", "HISTCONTROL", "HISTFILE", "HISTSIZE", "HOME", "HOSTNAME", "HUSHLOGIN", "ICEAUTHORITY", "IM_CONFIG_PHASE",
+    "DBUS_STARTER_", "DEBUGINFOD_URLS", "DESKTOP_SESSION", "DISPLAY", "EDITOR", "GDMSESSION", "GNOME_", 
+    "GPG_AGENT_INFO",    "GTK_", "HISTCONTROL", "HISTFILE", "HISTSIZE", "HOME", "HOSTNAME", "HUSHLOGIN", "ICEAUTHORITY", "IM_CONFIG_PHASE",
     "INVOCATION_ID", "ITERM_", "JOURNAL_STREAM", "KDE_", "KITTY_", "KONSOLE_", "LC_TERMINAL", "LC_TERMINAL_VERSION",
     "LESS", "LESSCLOSE", "LESSOPEN", "LINES", "LISTEN_", "LOGNAME", "LS_COLORS", "LSCOLORS", "MAIL", "MANAGERPID",
     "MANPATH_", "MOTD_SHOWN", "NOTIFY_SOCKET", "OLDPWD", "PAGER", "PROMPT", "PROMPT_COMMAND", "PS1", "PS2", "PS3", "PS4",
@@ -125,7 +125,10 @@ def unit_text() -> str:
 
 
 def quoted(word: str) -> str:
-    """A word of a command line in a unit file. Source: systemd.service(5), COMMAND LINES; systemd.unit(5), specifiers."""
+    """A word of a command line in a unit file.
+
+    Source: systemd.service(5), COMMAND LINES; systemd.unit(5), specifiers.
+    """
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return f'"{escaped}"' if escaped != word or not word.isascii() or any(c in " ';" for c in word) else word
 

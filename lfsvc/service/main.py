@@ -193,7 +193,7 @@ class Service(Listener):
                 await systemd.open()
                 found.append(systemd)
             except BusError as error:
-                if wanted == "systemd":
+                if wanted == "systemd" or self._invocation.as_unit:
                     raise NoService(
                         f"systemd does not answer on the session bus: {error}.",
                         "set `launcher: process`, or auto",

@@ -14,6 +14,7 @@ from dbus_next.constants import MessageType
 from dbus_next.message import Message
 from dbus_next.signature import Variant
 
+from lfsvc import paths
 from lfsvc.service.bus import Bus, BusError
 from lfsvc.service.launchers.base import CannotStart, Refused, Start, boot_id
 
@@ -99,8 +100,9 @@ class SystemdLauncher:
         Raises:
             BusError: no systemd on this bus.
         """
-        # A plain bus would try to activate systemd, in vain and with noise.
-        if not await self._bus.has_owner(SYSTEMD):
+        # A plain bus would try to activate systemd, in vain and with noise. Where it does run, a bus that
+        # this very connection has started waits until systemd has joined it.
+        if not paths.has_user_manager() and not await self._bus.has_owner(SYSTEMD):
             raise BusError("org.freedesktop.DBus.Error.NameHasNoOwner", "there is no systemd on this bus")
         self._bus.add_handler(self._on_message)
         await self._manager("Subscribe")
