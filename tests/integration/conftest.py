@@ -44,7 +44,7 @@ def clean(machine: Machine) -> None:
     """Stop all of lfsvc and delete all that it keeps, for the user of the machine."""
     machine.sh(
         "systemctl --user stop lfsched.service 'lfsvc-job-*.service' 2>/dev/null;"
-        "pkill -f 'lfsvc serve' ; systemctl --user reset-failed 2>/dev/null;"
+        "pkill -f '[l]fsvc serve'; systemctl --user reset-failed 2>/dev/null;"
         f"chmod -R u+w {HOME}/work 2>/dev/null;"
         f"rm -rf {HOME}/.local/state/lfsvc {HOME}/.config/lfsvc {HOME}/.local/share/lfsvc {HOME}/work"
         f" {HOME}/.config/systemd {HOME}/.local/share/dbus-1; systemctl --user daemon-reload; mkdir {HOME}/work; true"
