@@ -1,7 +1,7 @@
 """A throwaway machine with a booted systemd: systemd-nspawn on an overlay of this one's root.
 
 Standard library only: the tests use it as a module, packaging/demo.sh from the shell
-(`python3 machine.py WHEEL_FOLDER -- COMMAND…` boots one, runs a command as the user, shuts down).
+(it boots one, runs a command as the user, takes it away).
 
 Nothing is left behind: neither a mount, a process, a cgroup nor a folder, also where a test fails or
 is interrupted; what a run that was killed left is cleared by the next.
@@ -109,7 +109,7 @@ class Machine:
     def boot(self) -> None:
         """Boot, for the first time or again on the same files; returns when systemd is up."""
         assert self._nspawn is None, "it is up already"
-        log = open(self.folder / "boot.log", "ab")  # noqa: SIM115 - it lives as long as the machine
+        log = open(self.folder / "boot.log", "ab")
         binds = [f"--bind-ro={outside}:{inside}" for inside, outside in self.bind.items()]
         with log:
             self._nspawn = subprocess.Popen(
@@ -315,13 +315,24 @@ def clear_stale() -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Boot a machine with lfsvc in it, run a command as its user, take it away; give the command's status."""
-    wheels, *rest = arguments
-    separator = rest.index("--")
-    bind = dict(pair.split("=", 1) for pair in rest[:separator])
-    with Machine.booted(bind) as machine:
+    """Boot a machine with lfsvc in it, run a command as its user, take it away; give the command's status.
+
+    Arguments: a folder of wheels, a folder to be seen under the same path inside, files to be put into
+    /opt/demo, `--`, the command.
+    """
+    separator = arguments.index("--")
+    wheels, cache, *files = arguments[:separator]
+    reason = why_not()
+    if reason:
+        print(f"No test machine can be booted: {reason}.", file=sys.stderr)
+        return 1
+    with Machine.booted({cache: cache}) as machine:
         machine.install(Path(wheels))
-        argv = machine.command(rest[separator + 1 :], env={"TERM": os.environ.get("TERM", "dumb")})
+        demo = machine.folder / "m" / "opt" / "demo"
+        demo.mkdir(parents=True)
+        for file in files:
+            shutil.copy(file, demo)
+        argv = machine.command(arguments[separator + 1 :], env={"TERM": os.environ.get("TERM", "dumb")})
         return subprocess.run(argv, check=False).returncode
 
 

@@ -21,10 +21,10 @@ class Scheduler:
         self.env: dict[str, str] = {"PATH": STANDIN_PATH}
         self._serve: subprocess.Popen[str] | None = None
         if mode == "process":
-            # Another runtime folder: neither the user's bus nor his systemd is found in it.
+            # As in a container: neither a bus nor a systemd of this user's is found.
             runtime = f"{HOME}/work/run"
             machine.run(["mkdir", "-p", "-m", "700", runtime])
-            self.env |= {"XDG_RUNTIME_DIR": runtime, "DBUS_SESSION_BUS_ADDRESS": ""}
+            self.env |= {"XDG_RUNTIME_DIR": runtime, "DBUS_SESSION_BUS_ADDRESS": "unix:path=/nonexistent"}
 
     def cli(
         self, *arguments: str, check: bool = True, env: Mapping[str, str] | None = None, timeout: float = 60
@@ -37,8 +37,7 @@ class Scheduler:
         if self.mode == "systemd":
             self.machine.run(["systemctl", "--user", "start", "lfsched"])
             return
-        # Its own launcher by choice: a runtime folder cannot hide a bus in /run/user.
-        self._serve = self.machine.popen(["lfsvc", "serve", "--launcher", "process"], env=self.env)
+        self._serve = self.machine.popen(["lfsvc", "serve"], env=self.env)
         wait_until(lambda: self.cli("status", check=False).returncode == 0, "no answer from lfsvc serve")
 
     def pid(self) -> int:
@@ -48,10 +47,12 @@ class Scheduler:
     def stop(self) -> None:
         """Stop it in order."""
         self.cli("stop")
+        self._join()
+
+    def _join(self) -> None:
         if self._serve is not None:
-            self._serve.wait(20)
-            assert self._serve.stdout is not None
-            self._serve.stdout.close()
+            with self._serve:
+                self._serve.wait(20)
             self._serve = None
 
     def crash(self) -> None:
@@ -61,9 +62,7 @@ class Scheduler:
         if self.mode == "systemd":
             wait_until(lambda: self.pid() != pid and self.cli("status").returncode == 0, "no restart by systemd")
         else:
-            assert self._serve is not None and self._serve.stdout is not None
-            self._serve.wait(20)
-            self._serve.stdout.close()
+            self._join()
             self.start()
 
     def submit(self, task: str, *options: str) -> int:
