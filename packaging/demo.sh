@@ -4,20 +4,35 @@
 #   ./packaging/demo.sh             with systemd: this user's own, or a throwaway one where there is none
 #   ./packaging/demo.sh --process   without systemd
 #
-# It leaves nothing behind but what it installed: packages, and its cache folder.
+# It leaves nothing behind but what it installed (packages, and its cache folder) and, with this user's own
+# systemd, the job in his queue.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # shellcheck source=tests/support/prepare.sh
 . tests/support/prepare.sh
 
+# Whether an overlay of / may be mounted, as a machine needs it: not in every container. Tried in a mount
+# namespace of its own, so that nothing stays mounted.
+can_mount() {
+    local folder status=0
+    folder=$(mktemp -d /var/tmp/lfsvc-demo.XXXXXX)
+    mkdir "$folder/up" "$folder/work" "$folder/m"
+    unshare --mount mount -t overlay overlay \
+        -o "lowerdir=/,upperdir=$folder/up,workdir=$folder/work" "$folder/m" 2>/dev/null || status=$?
+    rm -rf "$folder"
+    return "$status"
+}
+
 case ${1:-} in
 --process) how=process why="--process was given" ;;
 '')
     if systemctl --user show-environment >/dev/null 2>&1; then
         how=user why="this user's systemd answers"
-    elif [ "$(id -u)" = 0 ] && [ ! -d /run/systemd/system ]; then
+    elif [ "$(id -u)" = 0 ] && [ ! -d /run/systemd/system ] && can_mount; then
         how=machine why="no systemd runs here, so one is booted for the time of the demo"
+    elif [ "$(id -u)" = 0 ] && [ ! -d /run/systemd/system ]; then
+        how=process why="no systemd runs here, and this container lets none be booted"
     else
         how=process why="no systemd user manager answers"
     fi
@@ -29,7 +44,8 @@ case ${1:-} in
 esac
 
 packages="python3-venv dbus"
-[ "$how" = machine ] && packages="$packages systemd-container"
+# dbus-user-session: the user's bus in the machine and, through libpam-systemd, his manager.
+[ "$how" = machine ] && packages="$packages systemd-container dbus-user-session"
 # shellcheck disable=SC2086  # a list of words
 need_packages $packages
 need_venv

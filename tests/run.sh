@@ -20,7 +20,8 @@ unit | component | integration)
 esac
 
 case ${suites[*]} in
-*integration*) packages="python3-venv dbus systemd-container shellcheck" ;;
+# dbus-user-session: the user's bus and, through libpam-systemd, his manager; libglib2.0-bin: gdbus; procps: pgrep.
+*integration*) packages="python3-venv dbus dbus-user-session systemd-container libglib2.0-bin procps shellcheck" ;;
 *) packages="python3-venv dbus shellcheck" ;;
 esac
 # shellcheck disable=SC2086  # a list of words

@@ -200,13 +200,21 @@ class Client:
         rule.add_arg_condition(2, UNIT)
         self._exchange(message_bus.AddMatch(rule), CALL_SECONDS)
         try:
-            self._ask(MANAGER, "Subscribe", "", ())
+            self._subscribe()
             job = self._ask(MANAGER, member, "ss", (UNIT, "replace"))
         except RemoteError as error:
             raise _cannot_start(error) from None
         result = self._job_result(job)
         if result != wanted:
             raise NoService(*self._why_failed(result))
+
+    def _subscribe(self) -> None:
+        """Ask systemd for its signals; the second time in a connection it says that this is done."""
+        try:
+            self._ask(MANAGER, "Subscribe", "", ())
+        except RemoteError as error:
+            if error.name != "org.freedesktop.systemd1.AlreadySubscribed":
+                raise
 
     def _job_result(self, job: str) -> str:
         deadline = time.monotonic() + START_SECONDS

@@ -51,7 +51,8 @@ def submit_command(arguments: Namespace) -> int:
 def check_command(arguments: Namespace) -> int:
     """Say what submit would say."""
     client = Client.connect()
-    warnings = client.call("Check", "s", absolute(arguments.task))
+    options = {"working_directory": ("s", utf8(os.getcwd()))}
+    warnings = client.call("CheckWithOptions", "sa{sv}", absolute(arguments.task), options)
     if arguments.json:
         print_json({"warnings": warnings})
     else:

@@ -130,15 +130,17 @@ def _read_file(task: Task) -> bytes:
         fd = os.open(task.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise _cannot_read(task.path, error) from error
-    with open(fd, "rb") as file:
+    try:
         mode = os.fstat(fd).st_mode
         if not stat.S_ISREG(mode):
             kind = "a folder" if stat.S_ISDIR(mode) else "a device, FIFO or socket"
             raise InvalidTask(f"{task.path} is {kind}, not a regular file.", "give the file itself")
-        try:
+        with open(fd, "rb", closefd=False) as file:
             data = file.read(limit + 1)
-        except OSError as error:
-            raise _cannot_read(task.path, error) from error
+    except OSError as error:
+        raise _cannot_read(task.path, error) from error
+    finally:
+        os.close(fd)
     if len(data) > limit:
         raise InvalidTask(f"{task.path} is larger than {limit >> 20} MiB.", "is it the right file?")
     return data

@@ -80,6 +80,12 @@ class SchedulerObject(Listener):
                 answer=self._submit_with_options,
             ),
             Method(name="Check", arguments=(task,), results=(("warnings", "as"),), answer=self._check),
+            Method(
+                name="CheckWithOptions",
+                arguments=(task, ("options", "a{sv}")),
+                results=(("warnings", "as"),),
+                answer=self._check_with_options,
+            ),
             Method(name="Status", arguments=(), results=(("status", "a{sv}"),), answer=self._status),
             Method(name="Kill", arguments=(), results=job_id, answer=self._kill),
             Method(name="KillJob", arguments=job_id, results=(), answer=self._kill_job),
@@ -175,6 +181,9 @@ class SchedulerObject(Listener):
 
     async def _check(self, task: str) -> list[Any]:
         return [list(await self._scheduler.check(task, Options()))]
+
+    async def _check_with_options(self, task: str, options: dict[str, Variant]) -> list[Any]:
+        return [list(await self._scheduler.check(task, wire.options_of(options)))]
 
     async def _status(self) -> list[Any]:
         queued = await self._scheduler.queued(STATUS_QUEUED)

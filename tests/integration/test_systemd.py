@@ -128,7 +128,7 @@ def test_busctl_and_gdbus_submit_and_see_the_signals(scheduler: Scheduler) -> No
         line = gdbus.stdout.readline()
         assert line, seen
         seen += line
-    gdbus.kill()
+    machine.run(["pkill", "-x", "gdbus"])
     gdbus.communicate()
     for expected in (
         f"JobQueued (uint64 1, '{path}@0,1#no_eval')", f"JobStarted (uint64 1, '{path}@0,1#no_eval')",
@@ -148,7 +148,7 @@ def test_the_introspection_names_every_argument(scheduler: Scheduler) -> None:
     assert interface is not None
     methods = {method.get("name") for method in interface.findall("method")}
     assert methods == {
-        "Submit", "SubmitWithOptions", "Check", "Status", "Kill", "KillJob", "GetJob", "ListJobs"
+        "Submit", "SubmitWithOptions", "Check", "CheckWithOptions", "Status", "Kill", "KillJob", "GetJob", "ListJobs"
     }  # fmt: skip
     assert all(argument.get("name") for argument in interface.iter("arg"))
     assert "/org/lfsvc1" in scheduler.machine.run(["busctl", "--user", "tree", "org.lfsvc1"]).stdout
@@ -285,6 +285,19 @@ def test_a_unit_that_is_stopped_by_hand_is_a_killed_job_and_says_so(scheduler: S
     assert ended["state"] == "killed" and "stopped by hand" in ended["failure"]
 
 
+def test_a_daemon_reload_is_nothing_to_a_job(scheduler: Scheduler) -> None:
+    job = scheduler.script("long", f"touch {W}/up; while [ ! -e {W}/go ]; do sleep 0.1; done")
+    scheduler.wait_for_file(f"{W}/up")
+    for _ in range(3):
+        scheduler.machine.run(["systemctl", "--user", "daemon-reload"])
+    scheduler.machine.run(["systemctl", "--user", "daemon-reexec"])
+    assert scheduler.job(job)["state"] == "running"
+    scheduler.machine.run(["systemctl", "--user", "restart", "lfsched"])
+    assert scheduler.job(job)["state"] == "running"
+    scheduler.machine.run(["touch", f"{W}/go"])
+    assert scheduler.wait(job)["state"] == "succeeded"
+
+
 # -- the end of the machine --------------------------------------------------------------------------
 
 
@@ -413,7 +426,8 @@ def test_setup_can_be_run_again_and_removed(scheduler: Scheduler) -> None:
     assert 'CANN_HOME="/usr/local/Ascend \\$x \\"y\\""' in environment and "SSH_TTY" not in environment
     assert environment.endswith("600\n")
     scheduler.machine.run(["touch", f"{W}/go"])
-    assert scheduler.wait(job)["state"] == "succeeded"
+    ended = scheduler.wait(job)
+    assert ended["state"] == "succeeded", ended
     scheduler.cli("setup", "--remove")
     listed = scheduler.machine.sh("systemctl --user list-unit-files lfsched.service --no-legend; true")
     assert listed == ""

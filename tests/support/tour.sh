@@ -4,15 +4,42 @@ set -euo pipefail
 
 llamafactory=$1 tiny_model=$2 how=$3
 work=$(mktemp -d "${HOME:-/tmp}/lfsvc-demo.XXXXXX")
-export HF_HUB_OFFLINE=1 PATH=$PATH:$llamafactory/bin
+# First on PATH: the demo trains with its own LLaMA-Factory, whatever else is installed.
+export PATH=$llamafactory/bin:$PATH HF_HUB_OFFLINE=1
 
-# A scheduler of the demo's own: neither the user's queue nor his settings are touched.
-export XDG_STATE_HOME=$work/state XDG_DATA_HOME=$work/data
-installed=''
+settings=${XDG_CONFIG_HOME:-$HOME/.config}/lfsvc
+installed='' serve='' id=''
+
+# `lfsvc setup` writes the jobs' environment anew: a user who had one gets it back.
+keep_settings() {
+    local name
+    for name in environment environment.old; do
+        if [ -e "$settings/$name" ]; then cp -p "$settings/$name" "$work/kept-$name"; fi
+    done
+}
+
+restore_settings() {
+    local name
+    for name in environment environment.old; do
+        if [ -e "$work/kept-$name" ]; then
+            mv "$work/kept-$name" "$settings/$name"
+        else
+            rm -f "$settings/$name"
+        fi
+    done
+}
 
 finish() {
-    [ -n "$installed" ] && lfsvc setup --remove >/dev/null 2>&1
-    [ "$how" = process ] && lfsvc stop >/dev/null 2>&1
+    # Where the demo ends before its job does: a stopped scheduler leaves jobs running, so the job goes first.
+    if [ -n "$id" ] && lfsvc kill "$id" >/dev/null 2>&1; then lfsvc wait "$id" >/dev/null 2>&1 || true; fi
+    if [ -n "$serve" ]; then
+        kill "$serve" 2>/dev/null || true
+        wait "$serve" 2>/dev/null || true
+    fi
+    if [ -n "$installed" ]; then
+        lfsvc setup --remove >/dev/null 2>&1 || true
+        restore_settings
+    fi
     rm -rf "$work"
 }
 trap finish EXIT
@@ -23,37 +50,55 @@ show() {
 }
 
 echo "Making a tiny model and its data ..."
-"$llamafactory/bin/python" "$tiny_model" "$work" >/dev/null 2>&1
+"$llamafactory/bin/python" "$tiny_model" "$work" >"$work/tiny_model.log" 2>&1 || {
+    cat "$work/tiny_model.log" >&2
+    exit 1
+}
 
 cd "$work"
-if [ "$how" = systemd ]; then
-    if systemctl --user cat lfsched.service >/dev/null 2>&1; then
-        echo "lfsched.service is installed already: the demo's job joins your own queue."
-        unset XDG_STATE_HOME XDG_DATA_HOME
-    else
-        installed=yes
-        unset XDG_STATE_HOME XDG_DATA_HOME
-        show lfsvc setup --no-linger
-    fi
-else
-    export XDG_CONFIG_HOME=$work/config XDG_RUNTIME_DIR=$work/run DBUS_SESSION_BUS_ADDRESS=unix:path=$work/none
+environment=(--env NPROC_PER_NODE=1 --env HF_HUB_OFFLINE=1)
+if [ "$how" = process ]; then
+    # A scheduler of the demo's own: neither the user's queue, settings and bus nor his systemd are touched.
+    export XDG_STATE_HOME=$work/state XDG_DATA_HOME=$work/data XDG_CONFIG_HOME=$work/config
+    export XDG_RUNTIME_DIR=$work/run DBUS_SESSION_BUS_ADDRESS=unix:path=$work/none
     mkdir -m 700 "$work/run"
     printf '\n\033[1m$ lfsvc serve &\033[0m\n'
-    lfsvc serve >"$work/serve.log" 2>&1 &
+    # In a session of its own: a Ctrl-C would end it before `finish` can end the job through it.
+    setsid lfsvc serve >"$work/serve.log" 2>&1 &
+    serve=$!
     # It answers when it is ready; until then nothing owns the name.
-    until lfsvc status >/dev/null 2>&1; do sleep 0.1; done
+    until lfsvc status >/dev/null 2>&1; do
+        kill -0 "$serve" 2>/dev/null || {
+            cat "$work/serve.log" >&2
+            exit 1
+        }
+        sleep 0.1
+    done
     cat "$work/serve.log"
+elif systemctl --user cat lfsched.service >/dev/null 2>&1; then
+    echo "lfsched.service is installed already: the demo's job joins your own queue."
+    environment+=(--env "PATH=$PATH")
+else
+    keep_settings
+    installed=yes
+    show lfsvc setup --no-linger
 fi
 
-show lfsvc submit "train:$work/train.yaml#no_eval" --name sums --env NPROC_PER_NODE=1 --env HF_HUB_OFFLINE=1 --follow
-id=$(lfsvc list -n 1 --json | sed -n 's/^ *"id": \([0-9]*\),.*/\1/p')
+printf '\n\033[1m$ lfsvc submit train:%s#no_eval --name sums %s\033[0m\n' "$work/train.yaml" "${environment[*]:0:4}"
+accepted=$(lfsvc submit "train:$work/train.yaml#no_eval" --name sums "${environment[@]}")
+# job 42 queued (2 ahead): ...
+id=${accepted#job }
+id=${id%% *}
+printf '%s\n' "$accepted"
 
+show lfsvc logs "$id" --follow
+show lfsvc wait "$id"
 show lfsvc status
 show lfsvc show "$id"
 if [ "$how" = systemd ]; then
     show busctl --user get-property org.lfsvc1 /org/lfsvc1 org.lfsvc1.Scheduler State
     printf '\n\033[1m$ journalctl --user -u lfsched JOB_ID=%s\033[0m   (first and last lines)\n' "$id"
-    journalctl --user -u lfsched "JOB_ID=$id" --no-pager -o short >"$work/journal" || true
+    journalctl --user -u lfsched "JOB_ID=$id" --no-pager -o short >"$work/journal" 2>&1 || true
     head -n 3 "$work/journal"
     echo "..."
     tail -n 3 "$work/journal"

@@ -93,6 +93,7 @@ class SystemdLauncher:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._watches: dict[str, _Watch] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """Ask systemd for its signals.
@@ -131,8 +132,18 @@ class SystemdLauncher:
             watch = self._watches.get(message.body[0])
             # Before it has run, a unit can be loaded and dropped again.
             if watch is not None and watch.started.done():
-                watch.ended.set()
+                task = asyncio.ensure_future(self._removed(watch))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
         return False
+
+    async def _removed(self, watch: _Watch) -> None:
+        """Find out whether a unit that was removed is gone: a daemon-reload removes and adds every unit."""
+        try:
+            await self._manager("GetUnit", "s", [watch.name])
+        except BusError as error:
+            if error.name == "org.freedesktop.systemd1.NoSuchUnit":
+                watch.ended.set()
 
     async def instance(self) -> str:
         started = await self._bus.get_property(SYSTEMD, MANAGER_PATH, MANAGER, "UserspaceTimestampMonotonic")
