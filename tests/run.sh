@@ -28,16 +28,34 @@ esac
 need_packages $packages
 need_venv
 
-run=("$VENV/bin/python" -m pytest "${suites[@]}" "$@")
-if [[ ${suites[*]} == *integration* ]]; then
-    if [ -n "${LFSVC_REQUIRE_INTEGRATION:-}" ] || [ "$(id -u)" = 0 ] || sudo -n true 2>/dev/null; then
-        need_wheels
-        LFSVC_LLAMAFACTORY=$(tests/support/llamafactory.sh "$CACHE")
-        export LFSVC_LLAMAFACTORY
-    fi
-    # Booting a test machine needs root; nothing of the tests needs this user's own session.
-    if [ "$(id -u)" != 0 ] && sudo -n true 2>/dev/null; then
-        run=(sudo -n --preserve-env=LFSVC_WHEELS,LFSVC_LLAMAFACTORY,LFSVC_REQUIRE_INTEGRATION "${run[@]}" -p no:cacheprovider)
-    fi
+pytest=("$VENV/bin/python" -m pytest)
+if [[ ${suites[*]} != *integration* ]]; then
+    exec "${pytest[@]}" "${suites[@]}" "$@"
 fi
-exec "${run[@]}"
+
+can_sudo() { sudo -n true 2>/dev/null; }
+
+if [ "$(id -u)" = 0 ] || can_sudo || [ -n "${LFSVC_REQUIRE_INTEGRATION:-}" ]; then
+    need_wheels
+    LFSVC_LLAMAFACTORY=$(tests/support/llamafactory.sh "$CACHE")
+    export LFSVC_LLAMAFACTORY
+fi
+if [ "$(id -u)" = 0 ] || ! can_sudo; then
+    exec "${pytest[@]}" "${suites[@]}" "$@"
+fi
+
+# Booting a test machine needs root; the other suites do not, and would leave root's files in the checkout.
+# 5: no test was selected, as with -k and a name of the other half.
+others=5
+if [ ${#suites[@]} -gt 1 ]; then
+    others=0
+    "${pytest[@]}" tests/unit tests/component "$@" || others=$?
+fi
+status=0
+sudo -n --preserve-env=CI,LFSVC_WHEELS,LFSVC_LLAMAFACTORY,LFSVC_REQUIRE_INTEGRATION PYTHONDONTWRITEBYTECODE=1 \
+    "${pytest[@]}" -p no:cacheprovider tests/integration "$@" || status=$?
+case $status:$others in
+5:*) exit "$others" ;;
+*:0 | *:5) exit "$status" ;;
+*) exit "$others" ;;
+esac

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
+import itertools
 import os
 import shutil
 import signal
@@ -19,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 USER = "ml"
 HOME = f"/home/{USER}"
@@ -32,15 +35,30 @@ BASE = Path(os.environ.get("LFSVC_MACHINES", "/var/tmp/lfsvc-machines"))
 CGROUP = Path("/sys/fs/cgroup")
 
 
+_numbers = itertools.count()
+
+
 class MachineError(Exception):
     """The machine does not do what it should; the message has what it printed."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP came. pytest takes a SystemExit for a failed test and goes on; this ends it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"ended by {signal.Signals(number).name}")
+        self.number = number
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise Terminated(number)
 
 
 def why_not() -> str:
     """Say why no machine can be booted here; "" where one can."""
     if os.geteuid() != 0:
         return "booting a test machine needs root (run the tests as root, or with sudo)"
-    for program in ("systemd-nspawn", "nsenter", "runuser", "dbus-daemon"):
+    for program in ("systemd-nspawn", "nsenter", "setpriv", "dbus-daemon"):
         if shutil.which(program) is None:
             return f"{program} is not installed"
     return ""
@@ -71,7 +89,9 @@ class Machine:
         self.bind = dict(bind)
         self._nspawn: subprocess.Popen[bytes] | None = None
         self._init = 0
+        self._lock = -1
         self.uid = 0
+        self.begin = "0"
 
     @classmethod
     @contextlib.contextmanager
@@ -80,11 +100,11 @@ class Machine:
 
         `bind`: folder inside → folder of this machine, read-only.
         """
-        clear_stale()
-        BASE.mkdir(parents=True, exist_ok=True)
-        machine = cls(BASE / f"lfsvc-{os.getpid()}", bind or {})
-        # A test run that is terminated ends its machines on the way.
-        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        # The number: two machines of one process are two.
+        machine = cls(BASE / f"lfsvc-{next(_numbers)}-{os.getpid()}", bind or {})
+        # A test run that is terminated ends its machines on the way. Under nohup, SIGHUP stays ignored.
+        caught = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+        before = {number: signal.signal(number, _terminate) for number in caught}
         atexit.register(machine.shutdown)
         try:
             machine._make()
@@ -94,16 +114,21 @@ class Machine:
         finally:
             machine.shutdown()
             atexit.unregister(machine.shutdown)
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _make(self) -> None:
-        for name in ("up", "work", "m"):
-            (self.folder / name).mkdir(parents=True)
+        with _base_locked():
+            clear_stale()
+            for name in ("up", "work", "m"):
+                (self.folder / name).mkdir(parents=True)
+            # Held as long as this process lives, however it ends: who gets it knows the machine for stale.
+            self._lock = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         layers = f"lowerdir=/,upperdir={self.folder}/up,workdir={self.folder}/work"
         subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, str(self.folder / "m")], check=True)
         (self.folder / "m" / "etc" / "machine-id").write_text("")
-        for number, inside in enumerate(self.bind):
-            del number
+        for inside in self.bind:
             (self.folder / "m" / inside.lstrip("/")).mkdir(parents=True, exist_ok=True)
 
     def boot(self) -> None:
@@ -133,8 +158,7 @@ class Machine:
             (group / "cgroup.procs").write_text(str(os.getpid()))
 
     def _cgroups(self) -> list[Path]:
-        roots = [CGROUP] if (CGROUP / "cgroup.procs").exists() else [CGROUP / "unified", CGROUP / "systemd"]
-        return [root / self.name for root in roots if (root / "cgroup.procs").exists()]
+        return [root / self.name for root in _cgroup_roots()]
 
     def _boot_log(self) -> str:
         return (self.folder / "boot.log").read_text(errors="replace")[-3000:]
@@ -175,7 +199,7 @@ class Machine:
     def install(self, wheels: Path) -> None:
         """Install lfsvc and what it needs from a folder of wheels; the user may run it, not write to it."""
         inside = self.folder / "m" / "opt" / "wheels-lfsvc"
-        shutil.copytree(wheels, inside)
+        shutil.copytree(wheels, inside, ignore=shutil.ignore_patterns(".*"))
         self.run(["/usr/bin/python3", "-m", "venv", VENV], user="root")
         pip = ["install", "--quiet", "--no-index", "--find-links", "/opt/wheels-lfsvc", "lfsvc"]
         self.run([f"{VENV}/bin/pip", *pip], user="root", timeout=120)
@@ -186,8 +210,10 @@ class Machine:
         """The argument vector on this machine that runs `argv` inside."""
         variables = {"LANG": "C.UTF-8", "TERM": "dumb"}
         enter = ["nsenter", "-t", str(self._init), "-m", "-u", "-i", "-p", "-n", "-C", "--"]
+        # pdeathsig: a signal to nsenter, such as that of a timeout, ends the command inside and not nsenter alone.
         if user == "root":
             variables |= {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
+            enter += ["setpriv", "--pdeathsig", "KILL", "--"]
         else:
             runtime = f"/run/user/{self.uid}"
             variables |= {
@@ -197,7 +223,7 @@ class Machine:
                 "XDG_RUNTIME_DIR": runtime,
                 "DBUS_SESSION_BUS_ADDRESS": f"unix:path={runtime}/bus",
             }
-            enter += ["runuser", "-u", user, "--"]
+            enter += ["setpriv", "--reuid", user, "--regid", user, "--init-groups", "--pdeathsig", "KILL", "--"]
         variables |= env or {}
         settings = [f"{name}={value}" for name, value in variables.items() if value is not None]
         # env -C: the working directory of the caller may not exist inside.
@@ -221,6 +247,7 @@ class Machine:
             capture_output=True,
             timeout=timeout,
             check=False,
+            umask=0o022,
             encoding="utf-8",
             errors="backslashreplace",
         )
@@ -237,6 +264,7 @@ class Machine:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            umask=0o022,
             encoding="utf-8",
             errors="backslashreplace",
         )
@@ -280,10 +308,36 @@ class Machine:
             self._nspawn.wait()
             self._nspawn = None
         remove(self.folder, self._cgroups())
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def _cgroup_roots() -> list[Path]:
+    """The hierarchies that systemd uses: one, or two where this machine has cgroup v1 beside v2."""
+    return [root for root in (CGROUP, CGROUP / "unified", CGROUP / "systemd") if (root / "cgroup.procs").exists()]
+
+
+def _processes(cgroups: Sequence[Path]) -> set[int]:
+    """The processes in some cgroups and all below them."""
+    found: set[int] = set()
+    for group in cgroups:
+        for procs in [group / "cgroup.procs", *group.rglob("cgroup.procs")]:
+            with contextlib.suppress(OSError):
+                # 0 is what a process of a PID namespace outside ours is called.
+                found.update(int(pid) for pid in procs.read_text().split() if pid != "0")
+    return found
 
 
 def remove(folder: Path, cgroups: Sequence[Path]) -> None:
-    """Unmount and delete what a machine was."""
+    """End what still runs of a machine, unmount and delete it. What cannot be done is said, not raised."""
+    deadline = time.monotonic() + 10
+    # By its own cgroup: a name or a remembered PID may be somebody else's.
+    while (alive := _processes(cgroups)) and time.monotonic() < deadline:
+        for pid in alive:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
     mount = folder / "m"
     for _ in range(20):
         if not os.path.ismount(mount):
@@ -293,25 +347,65 @@ def remove(folder: Path, cgroups: Sequence[Path]) -> None:
     if os.path.ismount(mount):
         subprocess.run(["umount", "-R", "-l", str(mount)], capture_output=True, check=False)
     for group in cgroups:
-        for inner in sorted((p for p in group.rglob("*") if p.is_dir()), reverse=True):
-            with contextlib.suppress(OSError):
-                inner.rmdir()
-        with contextlib.suppress(OSError):
-            group.rmdir()
+        _remove_cgroup(group)
+    if os.path.ismount(mount):
+        # Never delete through a mount.
+        print(f"lfsvc tests: {mount} cannot be unmounted", file=sys.stderr)
+        return
     shutil.rmtree(folder, ignore_errors=True)
+    for left in [folder, *cgroups]:
+        if left.exists():
+            print(f"lfsvc tests: {left} cannot be removed", file=sys.stderr)
+
+
+def _remove_cgroup(group: Path) -> None:
+    """Remove a cgroup and all below it; one with a process in it stays."""
+    for inner in sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True):
+        with contextlib.suppress(OSError):
+            inner.rmdir()
+    with contextlib.suppress(OSError):
+        group.rmdir()
+
+
+@contextlib.contextmanager
+def _base_locked() -> Iterator[None]:
+    """Only one process at a time makes or clears machines."""
+    BASE.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(BASE / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_stale(folder: Path) -> bool:
+    try:
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        # Died before it had one, or an earlier harness made it, which had none.
+        pid = folder.name.rpartition("-")[2]
+        return pid.isdigit() and not Path(f"/proc/{pid}").exists()
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def clear_stale() -> None:
     """Clear what runs that were killed left behind."""
-    if not BASE.exists():
-        return
-    for folder in BASE.iterdir():
-        pid = folder.name.rpartition("-")[2]
-        if not pid.isdigit() or Path(f"/proc/{pid}").exists():
-            continue
-        subprocess.run(["pkill", "-KILL", "-f", f"systemd-nspawn .*-M {folder.name} "], check=False)
-        machine = Machine(folder, {})
-        remove(folder, machine._cgroups())
+    for folder in BASE.glob("lfsvc-*"):
+        if _is_stale(folder):
+            remove(folder, Machine(folder, {})._cgroups())
+    # Empty ones whose folder is gone already; by the PID, since another BASE may have living machines.
+    for root in _cgroup_roots():
+        for group in root.glob("lfsvc-*"):
+            pid = group.name.rpartition("-")[2]
+            if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+                _remove_cgroup(group)
 
 
 def main(arguments: list[str]) -> int:
@@ -333,8 +427,11 @@ def main(arguments: list[str]) -> int:
         for file in files:
             shutil.copy(file, demo)
         argv = machine.command(arguments[separator + 1 :], env={"TERM": os.environ.get("TERM", "dumb")})
-        return subprocess.run(argv, check=False).returncode
+        return subprocess.run(argv, check=False, umask=0o022).returncode
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except Terminated as ended:
+        sys.exit(128 + ended.number)

@@ -33,7 +33,7 @@ def test_a_real_training_leaves_its_adapter_its_log_and_its_journal(real: Schedu
     assert {"adapter_model.safetensors", "adapter_config.json", "train_results.json"} <= set(names)
     text = real.machine.sh(f"cat {job['log']}")
     assert "***** train metrics *****" in text
-    shown = real.machine.sh(f"journalctl --user -u lfsched JOB_ID={job['id']} -o cat --no-pager")
+    shown = real.machine.sh(f"journalctl --user -u lfsched JOB_ID={job['id']} -o cat --since=@{real.machine.begin}")
     # Progress bars are thinned out in the journal; all other lines are there.
     for line in text.splitlines():
         if line.startswith("[INFO|") and "\r" not in line:
@@ -44,7 +44,7 @@ def test_a_kill_of_a_real_two_rank_training_reaches_every_rank(real: Scheduler) 
     yaml = real.machine.sh(f"sed 's/num_train_epochs: .*/num_train_epochs: 2000.0/' {W}/train.yaml")
     path = real.machine.write(f"{W}/long.yaml", yaml)
     job = real.submit(f"{path}#no_eval", *OPTIONS, "NPROC_PER_NODE=2")
-    ranks = "pgrep -cf 'launcher.py'; true"
+    ranks = "pgrep -cf '[l]auncher.py'; true"
     wait_until(lambda: "trainer_log.jsonl" in real.machine.sh(f"ls {W}/saves/sums; true"), "training not begun", 120)
     assert int(real.machine.sh(ranks)) >= 3, "torchrun and two ranks"
     real.cli("kill")

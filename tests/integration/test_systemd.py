@@ -29,7 +29,9 @@ def journal(machine: Machine, job_id: int) -> list[str]:
     """What `journalctl --user -u lfsched JOB_ID=…` shows of a job that has ended, once its end is in."""
 
     def text() -> str:
-        return machine.sh(f"journalctl --user -u lfsched JOB_ID={job_id} -o cat --no-pager; true")
+        return machine.sh(
+            f"journalctl --user -u lfsched JOB_ID={job_id} -o cat --no-pager --since=@{machine.begin}; true"
+        )
 
     wait_until(lambda: re.search(rf"^Job {job_id} (succeeded|failed|killed|interrupted)", text(), re.M), text)
     return text().splitlines()
@@ -205,9 +207,7 @@ def test_the_journal_shows_a_job_from_submission_to_end_with_every_line(schedule
     printed = [line for line in lines if not line.startswith("Job ")]
     assert printed == [f"line {number}" for number in range(1, 501)] + ["no end"]
     assert lines[-1] == f"Job {job} succeeded"
-    fields = json.loads(
-        scheduler.machine.sh(f"journalctl --user -u lfsched JOB_ID={job} JOB_STEP=shell -o json -n 1 --no-pager")
-    )
+    fields = json.loads(scheduler.machine.sh(f"journalctl --user -u lfsched JOB_ID={job} JOB_STEP=shell -o json -n 1"))
     assert fields["JOB_COMMAND"] == "shell" and fields["JOB_TASK"] == f"{W}/talk.sh"
     assert fields["JOB_LOG"] == scheduler.job(job)["log"]
     assert fields["SYSLOG_IDENTIFIER"] == "lfsvc-job" and fields["USER_UNIT"] == "lfsched.service"

@@ -3,6 +3,8 @@
 # usage: llamafactory.sh CACHE_FOLDER
 set -euo pipefail
 
+# The test machine's user runs it.
+umask 022
 version=0.9.3
 venv=$1/llamafactory-$version
 python=${LFSVC_PYTHON:-/usr/bin/python3}

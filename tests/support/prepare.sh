@@ -11,6 +11,8 @@ else
 fi
 PYTHON=${LFSVC_PYTHON:-/usr/bin/python3}
 VENV=$CACHE/tests-venv
+# Other users, in the test machine, run what is made here.
+umask 022
 mkdir -p "$CACHE"
 
 say() { printf '%s\n' "$*" >&2; }
@@ -45,11 +47,26 @@ need_packages() {
     quietly as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"
 }
 
-# The virtual environment of the tests, made anew when pyproject.toml has changed.
+# The virtual environment of the tests, made anew when pyproject.toml or the checkout is another.
+# A lock, shared and held until this script and what it execs ends, keeps it from being made anew under a run.
 need_venv() {
-    local stamp
+    local stamp lock
     stamp=$VENV/.made-for-$(cat pyproject.toml <(pwd) | sha256sum | cut -c1-16)
+    exec {lock}>"$VENV.lock"
+    flock --shared "$lock"
     [ -e "$stamp" ] && return 0
+    if ! flock --nonblock "$lock"; then
+        say "Waiting for another test run that uses $VENV ..."
+        flock "$lock"
+    fi
+    if [ ! -e "$stamp" ]; then
+        make_venv "$stamp" || return
+    fi
+    flock --shared "$lock"
+}
+
+make_venv() {
+    local stamp=$1
     "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
         say "$PYTHON is older than Python 3.10; set LFSVC_PYTHON to a newer one"
         return 1
@@ -64,8 +81,9 @@ need_venv() {
 
 # Wheels of this checkout and of what it needs, as a folder that a machine without network installs from.
 need_wheels() {
-    local stamp
-    LFSVC_WHEELS=$CACHE/wheels
+    local stamp new
+    # A folder for each checkout: a run must not install another one's wheel.
+    LFSVC_WHEELS=$CACHE/wheels-$(pwd | sha256sum | cut -c1-8)
     export LFSVC_WHEELS
     stamp=$LFSVC_WHEELS/.made-for-$(sha256sum pyproject.toml | cut -c1-16)
     if [ ! -e "$stamp" ]; then
@@ -73,6 +91,13 @@ need_wheels() {
         quietly "$VENV/bin/pip" wheel --wheel-dir "$LFSVC_WHEELS" .
         touch "$stamp"
     fi
-    rm -f "$LFSVC_WHEELS"/lfsvc-*.whl
-    quietly "$VENV/bin/pip" wheel --no-deps --no-build-isolation --wheel-dir "$LFSVC_WHEELS" .
+    # Replaced, not removed and made: another run of this checkout may be reading the folder.
+    new=$(mktemp -d "$LFSVC_WHEELS/.new.XXXXXX")
+    quietly "$VENV/bin/pip" wheel --no-deps --no-build-isolation --wheel-dir "$new" . || {
+        rm -rf "$new"
+        return 1
+    }
+    find "$LFSVC_WHEELS" -maxdepth 1 -name 'lfsvc-*.whl' ! -name "$(basename "$new"/lfsvc-*.whl)" -delete
+    mv -f "$new"/lfsvc-*.whl "$LFSVC_WHEELS"
+    rmdir "$new"
 }
