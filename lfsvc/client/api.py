@@ -57,7 +57,7 @@ class Client:
 
     def __init__(self, connection: DBusConnection) -> None:
         self._connection = connection
-        self._watching = False
+        self._replies: dict[int, Message] = {}
         self.signals: deque[Message] = deque()
 
     @classmethod
@@ -102,16 +102,53 @@ class Client:
         except RemoteError as error:
             if error.name in _NOBODY:
                 raise NoService("The scheduler does not run.", "lfsvc start") from None
-            ours = errors.from_dbus(error.name, str(error))
-            raise (ours or LfsvcError(f"{member}: {error} ({error.name})")) from None
+            raise _named(error, member) from None
+
+    def submit(self, task: str, options: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Submit a task; give its id, and the status of the service just before it.
+
+        Both questions are on the way at once: a round trip is a tenth of a whole `lfsvc submit`.
+
+        Raises:
+            LfsvcError, NoService: as `call`.
+        """
+        status = self._send(SCHEDULER, "Status", "", ())
+        submitted = self._send(SCHEDULER, "SubmitWithOptions", "sa{sv}", (task, options))
+        try:
+            before: dict[str, Any] = self._value(status, CALL_SECONDS)
+            job_id: int = self._value(submitted, CALL_SECONDS)
+        except RemoteError as error:
+            # An answer that did not come may still be a job that was queued: that is not tried again.
+            if error.name not in _NOBODY[:2]:
+                raise _named(error, "SubmitWithOptions") from None
+        else:
+            return job_id, before
+        before = self.call("Status")
+        return self.call("SubmitWithOptions", "sa{sv}", task, options), before
 
     def _ask(self, address: DBusAddress, member: str, signature: str, values: tuple[Any, ...]) -> Any:
+        serial = self._send(address, member, signature, values)
+        return self._value(serial, START_SECONDS if address is MANAGER else CALL_SECONDS)
+
+    def _send(self, address: DBusAddress, member: str, signature: str, values: tuple[Any, ...]) -> int:
         message = new_method_call(address, member, signature or None, values)
         if address is SCHEDULER or not paths.has_user_manager():
             # Activation by the bus hangs for 25 s where the unit fails, and blocks new tries for 120 s.
             # A systemd that has just been started, though, is waited for by the bus.
             message.header.flags |= MessageFlag.no_auto_start
-        reply = self._exchange(message, START_SECONDS if address is MANAGER else CALL_SECONDS)
+        return self._post(message)
+
+    def _post(self, message: Message) -> int:
+        serial: int = next(self._connection.outgoing_serial)
+        try:
+            self._connection.send(message, serial=serial)
+        except OSError as error:
+            raise _gone(error) from error
+        return serial
+
+    def _value(self, serial: int, seconds: float) -> Any:
+        """The one result of a call; RemoteError where it was answered with an error."""
+        reply = self._reply(serial, seconds)
         if reply.header.message_type is MessageType.error:
             text = reply.body[0] if reply.body and isinstance(reply.body[0], str) else ""
             raise RemoteError(reply.header.fields.get(HeaderFields.error_name, ""), text)
@@ -120,23 +157,24 @@ class Client:
         return plain(reply.header.fields[HeaderFields.signature], reply.body[0])
 
     def _exchange(self, message: Message, seconds: float) -> Message:
-        serial = next(self._connection.outgoing_serial)
+        return self._reply(self._post(message), seconds)
+
+    def _reply(self, serial: int, seconds: float) -> Message:
         deadline = time.monotonic() + seconds
         try:
-            self._connection.send(message, serial=serial)
-            while True:
-                answer = self._connection.receive(timeout=max(0.0, deadline - time.monotonic()))
-                if answer.header.fields.get(HeaderFields.reply_serial) == serial:
-                    return answer
-                self._keep(answer)
+            while serial not in self._replies:
+                self._keep(self._connection.receive(timeout=max(0.0, deadline - time.monotonic())))
         except TimeoutError:
             raise NoService(f"The scheduler did not answer within {seconds:g} s.", "lfsvc status tries again") from None
-        except (ConnectionError, OSError) as error:
-            raise BusGone(f"The session bus is gone: {error}.", "log in again, or lfsvc start") from error
+        except OSError as error:
+            raise _gone(error) from error
+        return self._replies.pop(serial)
 
     def _keep(self, message: Message) -> None:
         if message.header.message_type is MessageType.signal:
             self.signals.append(message)
+        elif HeaderFields.reply_serial in message.header.fields:
+            self._replies[message.header.fields[HeaderFields.reply_serial]] = message
 
     # -- signals ---------------------------------------------------------------------------------
 
@@ -161,8 +199,8 @@ class Client:
                 self._keep(self._connection.receive(timeout=0))
         except TimeoutError:
             pass
-        except (ConnectionError, OSError) as error:
-            raise BusGone(f"The session bus is gone: {error}.", "lfsvc start") from error
+        except OSError as error:
+            raise _gone(error) from error
         found = [(message.header.fields[HeaderFields.member], message.body) for message in self.signals]
         self.signals.clear()
         return found
@@ -227,8 +265,8 @@ class Client:
                 self._keep(self._connection.receive(timeout=max(0.0, deadline - time.monotonic())))
             except TimeoutError:
                 raise NoService(f"{UNIT} did not come up.", f"systemctl --user status {UNIT}") from None
-            except (ConnectionError, OSError) as error:
-                raise BusGone(f"The session bus is gone: {error}.", "log in again") from error
+            except OSError as error:
+                raise _gone(error) from error
 
     def _why_failed(self, result: str) -> tuple[str, str]:
         """What the unit says of its failure: the sentence that the service left as its status, else systemd's word."""
@@ -251,8 +289,17 @@ class Client:
         return self._ask(unit, "Get", "ss", (interface, name))
 
 
+def _named(error: RemoteError, member: str) -> LfsvcError:
+    """An error reply as the error of ours that it is."""
+    return errors.from_dbus(error.name, str(error)) or LfsvcError(f"{member}: {error} ({error.name})")
+
+
 class BusGone(NoService):
     """The bus has closed the connection under a client that was waiting."""
+
+
+def _gone(error: OSError) -> BusGone:
+    return BusGone(f"The session bus is gone: {error}.", "log in again, or lfsvc start")
 
 
 def _cannot_start(error: RemoteError) -> NoService:

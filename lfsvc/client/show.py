@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from lfsvc.client.api import Client
-from lfsvc.client.submit import print_json
+from lfsvc.client.output import print_json
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -172,20 +172,3 @@ def duration(seconds: float) -> str:
 def local_time(usec: int) -> str:
     """A time for people, in this machine's zone."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(usec / 1e6))
-
-
-def with_iso_times(value: Any) -> Any:
-    """Copy a value, with every time (a key that ends in _at, in microseconds) as ISO 8601 in UTC."""
-    if isinstance(value, dict):
-        return {
-            key: iso_time(item) if key.endswith("_at") and isinstance(item, int) else with_iso_times(item)
-            for key, item in value.items()
-        }
-    if isinstance(value, list):
-        return [with_iso_times(item) for item in value]
-    return value
-
-
-def iso_time(usec: int) -> str:
-    """A time for programs."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(usec // 1_000_000)) + f".{usec % 1_000_000:06d}Z"

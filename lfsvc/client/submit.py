@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lfsvc.client.api import Client, utf8
 from lfsvc.client.cli import print_error
+from lfsvc.client.output import print_json
 from lfsvc.errors import InvalidTask, LfsvcError, WrongUse
 from lfsvc.llamafactory.cli import PROGRAM, find_program
 from lfsvc.task import make_absolute
@@ -24,9 +25,10 @@ def submit_command(arguments: Namespace) -> int:
         client.watch()
     jobs: list[dict[str, Any]] = []
     status = 0
+    other_cli = ""
     for text in arguments.tasks:
         try:
-            job = _submit(client, text, options)
+            job, before = _submit(client, text, options)
         except LfsvcError as error:
             print_error(error)
             status = status or error.exit_status
@@ -34,10 +36,11 @@ def submit_command(arguments: Namespace) -> int:
         jobs.append(job)
         if arguments.json:
             continue
-        print(accepted(job, client.call("Status")), flush=True)
+        print(accepted(job, len(before["running"]) + before["queue_length"]), flush=True)
         print_warnings(job.get("warnings", ()))
-    if jobs:
-        _warn_of_other_cli(client)
+        other_cli = _other_cli(before.get("llamafactory_cli", ""), job["command"])
+    if other_cli:
+        print(f"warning: {other_cli}", file=sys.stderr)
     if arguments.json:
         print_json(jobs)
     if arguments.wait or arguments.follow:
@@ -96,26 +99,17 @@ def _options(arguments: Namespace) -> dict[str, Any]:
     return options
 
 
-def _submit(client: Client, text: str, options: dict[str, Any]) -> dict[str, Any]:
+def _submit(client: Client, text: str, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     task = absolute(text)
     if any("\ud800" <= character <= "\udfff" for character in task):
         raise InvalidTask(f"{text!r} is not UTF-8, which D-Bus cannot carry.", "rename the file or its folder")
-    job_id = client.call("SubmitWithOptions", "sa{sv}", task, options)
+    job_id, before = client.submit(task, options)
     job: dict[str, Any] = client.call("GetJob", "t", job_id)
-    return job
+    return job, before
 
 
-def accepted(job: dict[str, Any], status: dict[str, Any]) -> str:
+def accepted(job: dict[str, Any], ahead: int) -> str:
     """The line that says a task is queued: `job 42 queued (2 ahead): train /abs/x.yaml on devices 0,1`."""
-    waiting = [other["id"] for other in status["queued"]]
-    ahead = len([other for other in status["running"] if other["id"] != job["id"]])
-    if job["id"] in waiting:
-        ahead += waiting.index(job["id"])
-    elif job["state"] == "queued" and status["queue_length"] > len(waiting):
-        # Beyond what Status shows, and the last so far.
-        ahead += status["queue_length"] - 1
-    else:
-        ahead = 0
     devices = " on devices " + ",".join(map(str, job["devices"])) if job.get("devices") else ""
     flag = " (no evaluation)" if job["command"] == "train" and not job["evaluate"] else ""
     return f"job {job['id']} queued ({ahead} ahead): {job['command']} {job['path']}{devices}{flag}"
@@ -127,21 +121,9 @@ def print_warnings(warnings: Any) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
-def _warn_of_other_cli(client: Client) -> None:
-    """This shell's llamafactory-cli may be another than the one that will run: say so once a call."""
-    here = find_program(PROGRAM, os.environ.get("PATH", ""))
-    there = client.call("Status").get("llamafactory_cli", "")
-    if here and there and os.path.realpath(here) != os.path.realpath(there):
-        print(
-            f"warning: jobs run {there}, not this shell's {here}; `lfsvc setup` here changes that",
-            file=sys.stderr,
-        )
-
-
-def print_json(value: Any) -> None:
-    """Print a value as JSON, times as ISO 8601."""
-    import json
-
-    from lfsvc.client.show import with_iso_times
-
-    print(json.dumps(with_iso_times(value), indent=2, ensure_ascii=False))
+def _other_cli(there: str, command: str) -> str:
+    """Say so where this shell's llamafactory-cli is another than the one that runs."""
+    here = find_program(PROGRAM, os.environ.get("PATH", "")) if command != "shell" else ""
+    if not here or not there or os.path.realpath(here) == os.path.realpath(there):
+        return ""
+    return f"jobs run {there}, not this shell's {here}; `lfsvc setup` here changes that"

@@ -140,7 +140,8 @@ time.sleep(1)
 subprocess.run(["systemctl", "--user", "restart", "lfsched"], check=True)
 time.sleep(1)
 pid = int(open(home + "/.local/state/lfsvc/lock").read())
-rows.append(("resident memory when idle", rss(pid) / rss(idle.pid), "dbus-next, sqlite3 and yaml imported", "at most 1.3"))
+rows.append(("resident memory when idle", rss(pid) / rss(idle.pid),
+             "dbus-next, sqlite3 and yaml imported", "at most 1.3"))
 idle.kill()
 
 
