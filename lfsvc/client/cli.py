@@ -131,7 +131,8 @@ def make_parser(command: str = "") -> argparse.ArgumentParser:
         epilog=GRAMMAR,
     )
     parser.add_argument("--version", action="store_true", help="print the version")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    # prog is given, or argparse formats a usage line to find it: 2 ms.
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", prog="lfsvc")
     for name in [command] if command in COMMANDS else COMMANDS:
         _, add_arguments, help_text = COMMANDS[name]
         sub = commands.add_parser(

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
     from lfsvc.documents import Result, Spec, Status, StepDocument
 
-# After its last step a runner gives the journal this long: the devices do not wait for it.
-JOURNAL_SECONDS = 0.2
+# After its last step a runner gives the journal this long, and as long again at most to count what is
+# left of a very large log: the devices do not wait for it.
+JOURNAL_SECONDS = 0.15
+COUNT_SECONDS = 0.05
 
 # Signals that Python ignores for itself; a job must have the default.
 DEFAULT_SIGNALS = (
@@ -257,7 +259,7 @@ class Runner:
             copy = output.copy
             if copy is not None:
                 self._finish_copy(copy, deadline)
-                copy.close(deadline)
+                copy.close(deadline + COUNT_SECONDS)
                 if copy.missed_lines and copy.blocked:
                     self._warnings.append(
                         f"{copy.missed_lines:,} lines are not in the journal, which took nothing more; the log has them"

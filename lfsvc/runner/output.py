@@ -185,15 +185,15 @@ class JournalCopy:
         self._rest = b""
 
     def close(self, deadline: float) -> None:
-        """Count what is left, until `deadline` (monotonic seconds), and close."""
-        self.missed_lines += len(self._lines)
-        while time.monotonic() < deadline:
-            data = os.read(self._file, PIECE_BYTES)
-            if not data:
+        """Count what is left until `deadline` (monotonic seconds), say how much that is, and close."""
+        left = len(self._lines)
+        while data := os.read(self._file, PIECE_BYTES):
+            left += data.count(b"\n")
+            if time.monotonic() > deadline:
                 break
-            self.missed_lines += data.count(b"\n")
+        self._hold_back(left)
         if self._held_back:
-            # Beyond the budget by one entry a step: the count must not get lost.
+            # Beyond the budget by this one entry: the count must not get lost.
             self._journal.send(self._fields, f"… {self._held_back:,} lines only in the log file")
         os.close(self._file)
 
