@@ -41,8 +41,8 @@ class Scheduler:
         wait_until(lambda: self.cli("status", check=False).returncode == 0, "no answer from lfsvc serve")
 
     def pid(self) -> int:
-        """The PID of the scheduler inside the machine."""
-        return int(self.machine.sh("cat ~/.local/state/lfsvc/lock"))
+        """The PID of the scheduler inside the machine; 0 while a new one has not written it yet."""
+        return int(self.machine.sh("cat ~/.local/state/lfsvc/lock").strip() or 0)
 
     def stop(self) -> None:
         """Stop it in order."""
@@ -60,7 +60,9 @@ class Scheduler:
         pid = self.pid()
         self.machine.run(["kill", "-KILL", str(pid)])
         if self.mode == "systemd":
-            wait_until(lambda: self.pid() != pid and self.cli("status").returncode == 0, "no restart by systemd")
+            wait_until(
+                lambda: self.pid() not in (0, pid) and self.cli("status").returncode == 0, "no restart by systemd"
+            )
         else:
             self._join()
             self.start()
