@@ -278,12 +278,15 @@ class Scheduler:
         except (CannotStart, OSError, LfsvcError) as error:
             text = error.text if isinstance(error, LfsvcError) else str(error)
             verdict = Verdict(state=State.FAILED, exit_status=NOTHING_RAN, failure=text)
-            await self._store_end(running, verdict)
+            await self._surely(job, lambda: self._store_end(running, verdict))
             return True
         # The handle tells a later service which run this was; it would find the unit by name as well.
         running.job = replace(running.job, handle=handle)
-        await self._store.update(job.id, handle=handle)
         self._spawn(self._watch(running, announce=True))
+        try:
+            await self._store.update(job.id, handle=handle)
+        except Internal as error:
+            self._log.write(f"Job {job.id} runs, but that cannot be stored: {error}", journal.ERROR)
         if running.job.kill_requested_at:
             # It was asked for while the unit did not exist yet.
             await self._launcher.stop(job.id)
@@ -390,19 +393,26 @@ class Scheduler:
     ) -> None:
         status = await self._read(running.job, documents.STATUS)
         self._journal_spent = (result or status or {}).get("journal_spent", self._journal_spent)
-        while True:
-            # Read anew: a kill may have come in while the disk was full.
-            job = running.job
+
+        async def conclude() -> None:
+            # Judged anew at each try: a kill may have come in while the disk was full.
             verdict = judge(
-                job,
+                running.job,
                 result=result,
                 status=status,
                 reason=reason,
                 interrupted=interrupted,
-                requeue=job.may_requeue(default=self.config.requeue),
+                requeue=running.job.may_requeue(default=self.config.requeue),
             )
+            await self._store_end(running, verdict)
+
+        await self._surely(running.job, conclude)
+
+    async def _surely(self, job: Job, store_end: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Store the end of a job, however long the disk does not take it."""
+        while True:
             try:
-                await self._store_end(running, verdict)
+                await store_end()
             except Internal as error:
                 self._log.write(f"The end of job {job.id} cannot be stored yet: {error}", journal.ERROR)
                 await asyncio.sleep(RETRY_SECONDS)

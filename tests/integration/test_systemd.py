@@ -424,6 +424,26 @@ def test_a_script_without_execute_permission_or_with_crlf_is_accepted(scheduler:
     assert scheduler.job(1)["attempts"] == 1
 
 
+def test_serve_on_a_terminal_prints_the_output_of_the_jobs(scheduler: Scheduler) -> None:
+    machine = scheduler.machine
+    machine.run(["systemctl", "--user", "stop", "lfsched"])
+    alone = Scheduler(machine, "process")
+    alone.env["EXPORTED"] = "by the shell"
+    serve = machine.popen(["script", "-qec", "lfsvc serve", "/dev/null"], env=alone.env)
+    wait_until(lambda: alone.cli("status", check=False).returncode == 0, "no answer")
+    assert alone.wait(alone.script("talk", 'echo "exported $EXPORTED"'))["state"] == "succeeded"
+    alone.cli("stop")
+    printed = serve.communicate(timeout=20)[0].splitlines()
+    assert "exported by the shell" in printed and "Job 1 succeeded" in printed
+
+
+def test_without_a_bus_the_client_says_so(scheduler: Scheduler) -> None:
+    nothing = {"XDG_RUNTIME_DIR": f"{W}/none", "DBUS_SESSION_BUS_ADDRESS": "unix:path=/nonexistent"}
+    done = scheduler.cli("status", check=False, env=nothing)
+    assert done.returncode == 3
+    assert done.stderr.startswith("lfsvc: No session bus can be reached (unix:path=/nonexistent: No such file")
+
+
 def test_wrong_use_is_said_with_a_hint(scheduler: Scheduler) -> None:
     for arguments, text in (
         (["sumbit", "x.yaml"], "hint: did you mean: lfsvc submit"),

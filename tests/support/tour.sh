@@ -106,3 +106,6 @@ fi
 printf '\nThe log: %s\n' "$(ls "$work"/saves/sums/llamafactory_train_*.log)"
 echo "The trained adapter:"
 ls -l "$work"/saves/sums/adapter_*
+
+echo
+echo "That was the demo; its queue, model and results are taken away again."
