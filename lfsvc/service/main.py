@@ -29,7 +29,8 @@ from lfsvc.service.launchers.systemd import SystemdLauncher
 from lfsvc.service.lock import StateLock, refuse_network_file_system
 from lfsvc.service.nudges import Nudges, socket_path
 from lfsvc.service.private_bus import PrivateBus
-from lfsvc.service.scheduler import Scheduler, Surroundings
+from lfsvc.service.scheduler import Scheduler
+from lfsvc.service.specs import Surroundings
 from lfsvc.service.store import Store
 from lfsvc.service.terminal import TerminalListener
 

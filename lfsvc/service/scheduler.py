@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 import traceback
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -19,18 +18,12 @@ from lfsvc import documents, journal
 from lfsvc.config import Config
 from lfsvc.errors import Internal, JobEnded, LfsvcError, NoRunningJob, ShuttingDown
 from lfsvc.job import NOTHING_RAN, Job, State
-from lfsvc.llamafactory.environment import job_environment
-from lfsvc.llamafactory.settings import MAX_YAML_BYTES, read
 from lfsvc.service.admission import Options, admit
-from lfsvc.service.database import snapshot_name
 from lfsvc.service.events import Listener, Log
 from lfsvc.service.launchers.base import CannotStart, Launcher, Refused, Start, boot_id
+from lfsvc.service.specs import Surroundings, spec_of
 from lfsvc.service.store import Store
 from lfsvc.service.verdict import Verdict, judge, steps_of
-from lfsvc.task import Command
-
-# All jobs together stay below journald's default limit of 10,000 messages in 30 s for all units of a user.
-JOURNAL_LINES, JOURNAL_SECONDS = 8000, 30
 
 # A job counts as started when its runner's first document says so; its datagram may be lost.
 FIRST_STATUS_SECONDS = 2.0
@@ -59,16 +52,6 @@ class _Running:
             log=log,
             warnings=self.job.warnings + tuple(self.status.get("warnings", ())),
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Surroundings:
-    """What the service was given at its start, or looks up at each use."""
-
-    environment: Mapping[str, str]
-    umask: int
-    nudge_socket: str
-    environment_file: Callable[[], Mapping[str, str]]
 
 
 class Scheduler:
@@ -311,35 +294,9 @@ class Scheduler:
 
     def _write_spec(self, job: Job) -> None:
         folder = self._store.job_folder(job.id)
-        snapshot = os.path.join(folder, snapshot_name(job.task.command))
-        environment = job_environment(
-            service=self._surroundings.environment,
-            file=self._surroundings.environment_file(),
-            devices=job.task.devices,
-            own=job.environment,
-            work_folder=job.output_dir or folder,
+        spec = spec_of(
+            job, folder=folder, config=self.config, surroundings=self._surroundings, journal_spent=self._journal_spent
         )
-        environment["LFSVC_JOB_ID"] = str(job.id)
-        # Job ids of two state folders may be the same; this tells their processes apart.
-        environment["LFSVC_JOB_FOLDER"] = folder
-        spec: documents.Spec = {
-            "format": documents.FORMAT,
-            "job_id": job.id,
-            "attempt": job.attempt,
-            "name": job.name,
-            "command": job.task.command.value,
-            "task": job.text,
-            "llamafactory_command": _llamafactory_command(job, snapshot),
-            "source": job.task.path,
-            "snapshot": snapshot,
-            "working_directory": job.working_directory,
-            "output_dir": job.output_dir,
-            "umask": job.umask,
-            "environment": environment,
-            "grace_seconds": self.config.kill_grace,
-            "nudge": self._surroundings.nudge_socket,
-            "journal": {"lines": JOURNAL_LINES, "seconds": JOURNAL_SECONDS, "spent": self._journal_spent},
-        }
         documents.write(folder, documents.SPEC, spec)
 
     # -- ending ----------------------------------------------------------------------------------
@@ -486,11 +443,3 @@ class Scheduler:
 
 def _now() -> int:
     return time.time_ns() // 1000
-
-
-def _llamafactory_command(job: Job, snapshot: str) -> str:
-    """`eval` for a benchmark (`task:`), else `train`: it is how LLaMA-Factory evaluates and predicts, too."""
-    if job.task.command is not Command.EVAL:
-        return "train"
-    with open(snapshot, "rb") as file:
-        return "eval" if read(file.read(MAX_YAML_BYTES), snapshot).is_benchmark else "train"
