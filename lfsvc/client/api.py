@@ -188,8 +188,10 @@ class Client:
         for rule in rules:
             self._exchange(message_bus.AddMatch(rule), CALL_SECONDS)
 
-    def take_signals(self) -> list[tuple[str, tuple[Any, ...]]]:
-        """Give the signals that have arrived, as (member, values), without waiting.
+    def has_signals(self) -> bool:
+        """Whether signals have arrived. To be asked before waiting on `fileno()`.
+
+        What came in one piece with a reply is in jeepney's buffer, of which the descriptor tells nothing.
 
         Raises:
             BusGone: the bus has closed the connection.
@@ -198,9 +200,17 @@ class Client:
             while True:
                 self._keep(self._connection.receive(timeout=0))
         except TimeoutError:
-            pass
+            return bool(self.signals)
         except OSError as error:
             raise _gone(error) from error
+
+    def take_signals(self) -> list[tuple[str, tuple[Any, ...]]]:
+        """Give the signals that have arrived, as (member, values), without waiting.
+
+        Raises:
+            BusGone: the bus has closed the connection.
+        """
+        self.has_signals()
         found = [(message.header.fields[HeaderFields.member], message.body) for message in self.signals]
         self.signals.clear()
         return found

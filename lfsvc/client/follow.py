@@ -159,7 +159,7 @@ class _Follow:
         poll.register(self.client.fileno(), select.POLLIN)
         if self._follower is not None:
             poll.register(self._follower.fileno(), select.POLLIN)
-        if not self.client.signals:
+        if not self.client.has_signals():
             poll.poll()
         self._print()
 

@@ -54,7 +54,7 @@ def submit_command(arguments: Namespace) -> int:
 def check_command(arguments: Namespace) -> int:
     """Say what submit would say."""
     client = Client.connect()
-    options = {"working_directory": ("s", utf8(os.getcwd()))}
+    options = {"working_directory": ("s", _working_directory())}
     warnings = client.call("CheckWithOptions", "sa{sv}", absolute(arguments.task), options)
     if arguments.json:
         print_json({"warnings": warnings})
@@ -66,11 +66,14 @@ def check_command(arguments: Namespace) -> int:
 
 def absolute(text: str) -> str:
     """Make a task of the command line into one for the bus."""
+    return make_absolute(utf8(text), _working_directory())
+
+
+def _working_directory() -> str:
     try:
-        folder = os.getcwd()
+        return utf8(os.getcwd())
     except OSError:
         raise WrongUse("The working directory is gone.", "cd to another") from None
-    return make_absolute(utf8(text), utf8(folder))
 
 
 def _options(arguments: Namespace) -> dict[str, Any]:
@@ -86,7 +89,7 @@ def _options(arguments: Namespace) -> dict[str, Any]:
     umask = os.umask(0)
     os.umask(umask)
     options: dict[str, Any] = {
-        "working_directory": ("s", utf8(os.getcwd())),
+        "working_directory": ("s", _working_directory()),
         "environment": ("a{ss}", environment),
         "umask": ("u", umask),
     }

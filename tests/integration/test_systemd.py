@@ -437,6 +437,14 @@ def test_serve_on_a_terminal_prints_the_output_of_the_jobs(scheduler: Scheduler)
     assert "exported by the shell" in printed and "Job 1 succeeded" in printed
 
 
+def test_a_working_directory_that_is_gone_is_said(scheduler: Scheduler) -> None:
+    for command in ("submit", "check"):
+        done = scheduler.machine.run(
+            ["bash", "-c", f"mkdir {W}/gone; cd {W}/gone; rmdir {W}/gone; lfsvc {command} x.sh"], check=False
+        )
+        assert (done.returncode, done.stderr) == (2, "lfsvc: The working directory is gone.\nhint: cd to another\n")
+
+
 def test_without_a_bus_the_client_says_so(scheduler: Scheduler) -> None:
     nothing = {"XDG_RUNTIME_DIR": f"{W}/none", "DBUS_SESSION_BUS_ADDRESS": "unix:path=/nonexistent"}
     done = scheduler.cli("status", check=False, env=nothing)
