@@ -9,7 +9,6 @@ Source: https://systemd.io/JOURNAL_NATIVE_PROTOCOL/
 from __future__ import annotations
 
 import errno
-import os
 import socket
 
 SOCKET = "/run/systemd/journal/socket"
@@ -143,8 +142,3 @@ class Budget:
     def _forget(self, now: int) -> None:
         while self._spent and not now - self._seconds - 1 < self._spent[0][0] <= now:
             del self._spent[0]
-
-
-def machine_has_journal() -> bool:
-    """Whether there is a journal at all; in most containers there is none."""
-    return os.path.exists(SOCKET)

@@ -88,7 +88,7 @@ def _no_arguments(parser: argparse.ArgumentParser) -> None:
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], str]] = {
     "submit": ("submit", _submit_arguments, "queue a task"),
     "check": ("submit", _check_arguments, "say what submit would say, and queue nothing"),
-    "status": ("show", lambda parser: _json_argument(parser), "what runs, what waits, what ended"),
+    "status": ("show", _json_argument, "what runs, what waits, what ended"),
     "list": ("show", _list_arguments, "the jobs so far, newest first"),
     "show": ("show", _show_arguments, "everything about one job"),
     "logs": ("follow", _logs_arguments, "the output of a job"),

@@ -64,11 +64,6 @@ class Bus:
         writer.sock = _PatientSocket(writer.sock)
         return cls(connection)
 
-    @property
-    def unique_name(self) -> str:
-        """The connection's own name on the bus."""
-        return str(self._connection.unique_name)
-
     async def wait_for_disconnect(self) -> None:
         """Return, or raise, when the connection is gone."""
         connection: Any = self._connection
@@ -82,10 +77,6 @@ class Bus:
     def add_handler(self, handler: Callable[[Message], bool]) -> None:
         """Call `handler` for every message; True from it means that it has seen to it."""
         self._connection.add_message_handler(handler)
-
-    def remove_handler(self, handler: Callable[[Message], bool]) -> None:
-        """Undo `add_handler`."""
-        self._connection.remove_message_handler(handler)
 
     def send(self, message: Message) -> None:
         """Send a message without waiting."""

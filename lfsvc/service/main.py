@@ -155,7 +155,8 @@ class Service(Listener):
             exported = dbus.SchedulerObject(
                 bus, scheduler, self._log, started_at=started_at, llamafactory_cli=self._llamafactory_cli()
             )
-            # Listens before the queue is loaded: ends that were missed are signalled, once the name is owned.
+            # Ends that were missed are taken in before anybody can ask; a client that waited looks again
+            # when the name has an owner.
             await scheduler.load()
             exported.export()
             await dbus.claim_name(bus)

@@ -6,7 +6,6 @@ import asyncio
 import os
 import subprocess
 
-from lfsvc import paths
 from lfsvc.errors import NoService
 from lfsvc.files import make_private
 
@@ -71,8 +70,3 @@ class PrivateBus:
         self._process.terminate()
         # ProcessLauncher takes in every child that ends, so its status may be gone already.
         self._process.wait()
-
-
-def address() -> str:
-    """Where the private bus listens."""
-    return paths.private_bus_address()

@@ -23,7 +23,7 @@ from lfsvc.service.events import Listener, Log
 from lfsvc.service.launchers.base import CannotStart, Launcher, Refused, Start, boot_id
 from lfsvc.service.specs import Surroundings, spec_of
 from lfsvc.service.store import Store
-from lfsvc.service.verdict import Verdict, judge, steps_of
+from lfsvc.service.verdict import Verdict, judge, last_log, steps_of
 
 # A job counts as started when its runner's first document says so; its datagram may be lost.
 FIRST_STATUS_SECONDS = 2.0
@@ -45,11 +45,10 @@ class _Running:
     def view(self) -> Job:
         """The job with the state of its steps."""
         steps = steps_of(self.status)
-        log = next((step.log for step in reversed(steps) if step.log), "")
         return replace(
             self.job,
             steps=steps,
-            log=log,
+            log=last_log(steps),
             warnings=self.job.warnings + tuple(self.status.get("warnings", ())),
         )
 
@@ -391,7 +390,6 @@ class Scheduler:
                 )
                 self.queue_length += 1
             else:
-                log = next((step.log for step in reversed(verdict.steps) if step.log), "")
                 job = await self._store.change(
                     job_id,
                     verdict.state,
@@ -400,7 +398,7 @@ class Scheduler:
                     failure=verdict.failure,
                     finished_at=verdict.finished_at or _now(),
                     steps=verdict.steps,
-                    log=log,
+                    log=last_log(verdict.steps),
                     warnings=verdict.warnings or running.job.warnings,
                 )
             self._running.pop(job_id, None)

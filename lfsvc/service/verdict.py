@@ -125,6 +125,11 @@ def steps_of(document: Mapping[str, Any]) -> tuple[Step, ...]:
     )
 
 
+def last_log(steps: tuple[Step, ...]) -> str:
+    """The log of the last step that has one, "" where none has."""
+    return next((step.log for step in reversed(steps) if step.log), "")
+
+
 def ended_steps(steps: tuple[Step, ...], state: StepState, exit_status: int) -> tuple[Step, ...]:
     """The steps, with what seems to run still put to an end that nobody recorded."""
     return tuple(
