@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,14 @@ def _seconds(low: float, high: float) -> Check:
     return check
 
 
+def _paths(value: object) -> tuple[str, ...]:
+    """One file or a list of them."""
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(path, str) and path.startswith("/") and path.endswith(".yaml") for path in values):
+        raise _Refused("an absolute path of a .yaml file, or a list of such paths")
+    return tuple(values)
+
+
 def _one_of(*words: str) -> Check:
     def check(value: object) -> str:
         if not isinstance(value, str) or value not in words:
@@ -47,8 +55,14 @@ def _one_of(*words: str) -> Check:
     return check
 
 
-def _setting(default: Any, check: Check, help_text: str) -> Any:
-    return dataclasses.field(default=default, metadata={"check": check, "help": help_text})
+def _setting(default: Any, check: Check, help_text: str, *, section: str = "") -> Any:
+    return dataclasses.field(default=default, metadata={"check": check, "help": help_text, "section": section})
+
+
+def key_of(field: dataclasses.Field[Any]) -> str:
+    """How config.yaml and messages call a setting: `kill_grace`, `merge.device`."""
+    section = field.metadata["section"]
+    return f"{section}.{field.name.removeprefix(section + '_')}" if section else field.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +83,37 @@ class Config:
         "systemd: a unit for each job; process: without systemd",
     )
 
+    results_root: str = _setting(
+        "", _absolute_path, "where evaluations and summary.csv go (default $XDG_DATA_HOME/lfsvc/eval_results)"
+    )
+    merge_enabled: bool = _setting(
+        True, _boolean, "merge a LoRA adapter into its base model after a training", section="merge"
+    )
+    merge_device: str = _setting(
+        "cpu", _one_of("cpu", "auto"), "cpu: in host memory; auto: on the job's devices", section="merge"
+    )
+    merge_delete_checkpoints: bool = _setting(
+        False, _boolean, "delete checkpoint-* of a training once its merged model is complete", section="merge"
+    )
+    evaluation_template: tuple[str, ...] = _setting(
+        (),
+        _paths,
+        "evaluation YAML(s) that every training is evaluated with (default: its own data)",
+        section="evaluation",
+    )
+    evaluation_position: str = _setting(
+        "back", _one_of("back", "front"), "where a training's evaluation joins the queue", section="evaluation"
+    )
+
     @property
     def state_folder(self) -> str:
         """The state folder in force."""
         return self.state_dir or paths.state_dir()
+
+    @property
+    def results_folder(self) -> str:
+        """The folder of the evaluations in force."""
+        return self.results_root or paths.results_root()
 
 
 def parse(text: bytes, path: str) -> Config:
@@ -91,9 +132,10 @@ def parse(text: bytes, path: str) -> Config:
         return Config()
     if not isinstance(document, dict):
         raise InvalidConfig(f"{path} must hold `key: value` lines.", "mend it, or move it away")
-    settings = {field.name: field for field in dataclasses.fields(Config)}
+    settings = {key_of(field): field for field in dataclasses.fields(Config)}
+    sections = {field.metadata["section"] for field in settings.values()}
     values: dict[str, Any] = {}
-    for key, value in document.items():
+    for key, value in _flat(document, sections):
         field = settings.get(key) if isinstance(key, str) else None
         if field is None:
             raise InvalidConfig(f"{path}: the key {key!r} is unknown.", "the keys are " + ", ".join(settings))
@@ -102,6 +144,15 @@ def parse(text: bytes, path: str) -> Config:
         except _Refused as refused:
             raise InvalidConfig(f"{path}: {key} must be {refused}, not {value!r}.", "mend the line") from None
     return Config(**values)
+
+
+def _flat(document: dict[object, object], sections: set[str]) -> Iterator[tuple[object, object]]:
+    """The keys with their values; those of a section as `section.key`."""
+    for key, value in document.items():
+        if key in sections and isinstance(value, dict):
+            yield from ((f"{key}.{inner}", item) for inner, item in value.items())
+        else:
+            yield key, value
 
 
 def load(path: str = "") -> Config:

@@ -35,8 +35,13 @@ def state_dir() -> str:
 
 
 def data_home() -> str:
-    """$XDG_DATA_HOME, where per-user D-Bus activation files are looked up."""
+    """$XDG_DATA_HOME: the user's results, and where per-user D-Bus activation files are looked up."""
     return _base("XDG_DATA_HOME", ".local/share")
+
+
+def results_root() -> str:
+    """The default folder of evaluations; `results_root` in config.yaml moves it."""
+    return os.path.join(data_home(), "lfsvc", "eval_results")
 
 
 def user_unit_dir() -> str:
