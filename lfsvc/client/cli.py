@@ -70,6 +70,17 @@ def _wait_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="everything that waits or runs now")
 
 
+def _results_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("ids", metavar="ID", nargs="*", help="with --plot: jobs, or output folders of trainings")
+    parser.add_argument("--sort", metavar="METRIC", help="best first")
+    parser.add_argument("--all", action="store_true", help="every column, whatever the width")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--csv", action="store_true", help="print summary.csv as it is")
+    form.add_argument("--plot", choices=("loss",), help="draw the training loss of these jobs into a picture")
+    parser.add_argument("-o", "--output", metavar="FILE", help="the picture, .png or .svg (default loss.png)")
+
+
 def _setup_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--remove", action="store_true", help="take the service away again; queue and results stay")
     parser.add_argument("--no-linger", action="store_true", help="let jobs end when you log out")
@@ -96,6 +107,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], str]] 
     "kill": ("control", _kill_arguments, "end a running job, cancel a waiting one"),
     "start": ("control", _no_arguments, "start the scheduler"),
     "stop": ("control", _no_arguments, "stop the scheduler; jobs go on"),
+    "results": ("results", _results_arguments, "the evaluations so far; loss curves"),
     "setup": ("setup", _setup_arguments, "install the scheduler as a service of yours"),
     "serve": ("", _serve_arguments, "run the scheduler here, in the foreground"),
 }
