@@ -27,8 +27,34 @@ if TYPE_CHECKING:
         seconds: int
         spent: list[list[int]]
 
+    class Merge(TypedDict):
+        """The merge of a training: `skip` says why there is none; the rest is for one that there is.
+
+        `adapter` is the folder that the training writes its adapter to, `config` the YAML of the export
+        without its export_dir.
+        """
+
+        skip: str
+        adapter: str
+        base: str
+        config: str
+        delete_checkpoints: bool
+
+    class Results(TypedDict):
+        """The row of an evaluation in `root`/summary.csv; `path` is the folder that it writes to."""
+
+        root: str
+        run: str
+        mode: str
+        type: str
+        model: str
+        path: str
+
     class Spec(TypedDict):
-        """What the service asks of a runner."""
+        """What the service asks of a runner. Steps that the job does not have are None.
+
+        `done` are the steps that succeeded before an interruption: they are not run again.
+        """
 
         format: int
         job_id: int
@@ -46,6 +72,9 @@ if TYPE_CHECKING:
         grace_seconds: float
         nudge: str
         journal: JournalShare
+        merge: Merge | None
+        results: Results | None
+        done: list[StepDocument]
 
     class StepDocument(TypedDict):
         """One step so far. Times in microseconds since the epoch, 0 where not yet."""
@@ -73,7 +102,10 @@ if TYPE_CHECKING:
         journal_spent: list[list[int]]
 
     class Result(TypedDict):
-        """How a job ended. `stopped`: the runner was told to stop before its steps were through."""
+        """How a job ended. `stopped`: the runner was told to stop before its steps were through.
+
+        `model` is the folder of the merged model that this job made, "" where it made none.
+        """
 
         format: int
         job_id: int
@@ -83,6 +115,7 @@ if TYPE_CHECKING:
         exit_status: int
         failed_step: str
         failure: str
+        model: str
         finished_at: int
         steps: list[StepDocument]
         progress: dict[str, Any]

@@ -71,8 +71,9 @@ class Job:
     """A job as the store keeps it. Times are microseconds since the epoch (UTC), 0 where not yet.
 
     `attempt` counts the starts; a document of the runner belongs to the job only where its attempt
-    is this one. `instance` names the machine's boot and the manager under which the present attempt
-    was started, `handle` what the launcher needs to find it again.
+    is this one. `model` is the folder of the merged model that it made, `evaluations` are the jobs that
+    its end queued, each with it as `parent`. `instance` names the machine's boot and the manager under
+    which the present attempt was started, `handle` what the launcher needs to find it again.
     """
 
     id: int
@@ -99,7 +100,10 @@ class Job:
     failure: str = ""
     steps: tuple[Step, ...] = ()
     log: str = ""
+    model: str = ""
+    progress: dict[str, Any] = field(default_factory=dict)
     parent: int = 0
+    evaluations: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
@@ -110,7 +114,12 @@ class Job:
     @property
     def title(self) -> str:
         """How messages call it: `train config.yaml`, or the name that the user gave it."""
-        return f"{self.task.command.value} {self.name or self.task.path.rsplit('/', 1)[-1]}"
+        return f"{self.task.command.value} {self.short_name}"
+
+    @property
+    def short_name(self) -> str:
+        """The name that the user gave it, or that of its file."""
+        return self.name or self.task.path.rsplit("/", 1)[-1]
 
     def may_requeue(self, *, default: bool) -> bool:
         """Whether an interruption queues it again: once; a .sh only if its submitter said so.

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from lfsvc.client.api import Client
 from lfsvc.client.output import print_json
+from lfsvc.wording import duration, progress_text
 
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Sequence
 
 RECENT = 5
 
@@ -31,7 +33,7 @@ def status_lines(status: dict[str, Any], recent: list[dict[str, Any]], now: floa
     """The screen of `lfsvc status`; `now` in seconds since the epoch."""
     waiting = status["queue_length"]
     lines = [f"lfsvc {status['version']}: {status['state']}, {waiting} waiting"]
-    rows = [("running", job, _since(job, now)) for job in status["running"]]
+    rows = [("running", job, _progress(job, now)) for job in status["running"]]
     rows += [("queued", job, f"position {place}") for place, job in enumerate(status["queued"], start=1)]
     rows += [(job["state"], job, _ended(job, now)) for job in recent]
     if not rows:
@@ -68,16 +70,18 @@ def list_command(arguments: Namespace) -> int:
 
 def show_command(arguments: Namespace) -> int:
     """Print everything about one job."""
-    job = Client.connect().call("GetJob", "t", arguments.id)
+    client = Client.connect()
+    job = client.call("GetJob", "t", arguments.id)
     if arguments.json:
         print_json(job)
-    else:
-        print("\n".join(show_lines(job)))
+        return 0
+    evaluations = [client.call("GetJob", "t", number) for number in job.get("evaluations", ())]
+    print("\n".join(show_lines(job, evaluations)))
     return 0
 
 
-def show_lines(job: dict[str, Any]) -> list[str]:
-    """The screen of `lfsvc show`."""
+def show_lines(job: dict[str, Any], evaluations: Sequence[dict[str, Any]] = ()) -> list[str]:
+    """The screen of `lfsvc show`; `evaluations` are the jobs that its end queued."""
     rows: list[tuple[str, str]] = [("job", str(job["id"]))]
     for key in (
         "name",
@@ -87,11 +91,15 @@ def show_lines(job: dict[str, Any]) -> list[str]:
         "failed_step",
         "exit_status",
         "output_dir",
+        "model",
         "log",
         "parent",
     ):
         if key in job:
             rows.append((key.replace("_", " "), str(job[key])))
+    rows += [("evaluation", _evaluation(evaluation)) for evaluation in evaluations]
+    if job.get("progress"):
+        rows.append(_how_far(job))
     for key in ("queued_at", "started_at", "finished_at"):
         if key in job:
             rows.append((key.removesuffix("_at"), local_time(job[key])))
@@ -107,10 +115,27 @@ def show_lines(job: dict[str, Any]) -> list[str]:
             text += f", exit status {step['exit_status']}"
         if step.get("note"):
             text += f": {step['note']}"
+        if step.get("log") and step["log"] != job.get("log"):
+            text += f", log {step['log'].rsplit('/', 1)[-1]}"
         rows.append((f"step {step['name']}", text))
     rows += [("warning", warning) for warning in job.get("warnings", ())]
     width = max(len(key) for key, _ in rows)
     return [f"{key:>{width}}  {value}" for key, value in rows]
+
+
+def _how_far(job: dict[str, Any]) -> tuple[str, str]:
+    """What the trainer said last: of a job that has ended, that it was at 100 % tells nothing."""
+    progress = job["progress"]
+    if job["state"] != "succeeded":
+        return "progress", progress_text(progress)
+    words = [f"{progress['current_steps']} steps"] if progress.get("current_steps") else []
+    words += [f"{key} {progress[key]:.4g}" for key in ("loss", "epoch") if key in progress]
+    return "trained", ", ".join(words)
+
+
+def _evaluation(job: dict[str, Any]) -> str:
+    failure = f": {job['failure']}" if job.get("failure") else ""
+    return f"job {job['id']}, {job['state']}{failure}"
 
 
 def table(rows: list[tuple[str, dict[str, Any], str]]) -> list[str]:
@@ -143,6 +168,12 @@ def _devices(job: dict[str, Any]) -> str:
     return "@" + ",".join(map(str, job["devices"])) if job.get("devices") else ""
 
 
+def _progress(job: dict[str, Any], now: float) -> str:
+    step = f", {job['step']}" if job.get("step") not in (None, job["command"]) else ""
+    progress = progress_text(job.get("progress", {}))
+    return _since(job, now) + step + (f": {progress}" if progress else "")
+
+
 def _since(job: dict[str, Any], now: float) -> str:
     return f"for {duration(now - job['started_at'] / 1e6)}" if job.get("started_at") else ""
 
@@ -152,21 +183,6 @@ def _ended(job: dict[str, Any], now: float) -> str:
         return _since(job, now)
     ago = f"{duration(now - job['finished_at'] / 1e6)} ago"
     return f"{ago}, exit status {job['exit_status']}" if job.get("exit_status", 0) > 0 else ago
-
-
-def duration(seconds: float) -> str:
-    """A duration as people say it: 0.4 s, 12 s, 3 min 5 s, 1 h 12 min, 2 d 3 h."""
-    if seconds < 10:
-        return f"{max(0.0, seconds):.1f} s"
-    whole = round(seconds)
-    for size, unit, next_size, next_unit in (
-        (86400, "d", 3600, "h"),
-        (3600, "h", 60, "min"),
-        (60, "min", 1, "s"),
-    ):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // next_size} {next_unit}"
-    return f"{whole} s"
 
 
 def local_time(usec: int) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,9 @@ from lfsvc.errors import InvalidConfig
 
 # No config of LLaMA-Factory comes near; a model file given by mistake does.
 MAX_YAML_BYTES = 1024 * 1024
+
+# A line as PyYAML counts them, with its end.
+_LINE = re.compile(r"[^\r\n\x85\u2028\u2029]*(?:\r\n|[\r\n\x85\u2028\u2029])|[^\r\n\x85\u2028\u2029]+")
 
 _NAME_A_FOLDER = "add a line such as `output_dir: saves/my_run`"
 
@@ -29,11 +33,11 @@ class Settings:
         return "task" in self.values
 
 
-def read(data: bytes, path: str) -> Settings:
-    """Read a YAML; `path` is for the messages.
+def parse(data: bytes, path: str) -> dict[str, Any]:
+    """Parse the YAML of a config; `path` is for the messages.
 
     Raises:
-        InvalidConfig: not YAML, not a mapping, or without a usable folder for its output.
+        InvalidConfig: not YAML, or not a mapping.
     """
     import yaml
 
@@ -47,7 +51,16 @@ def read(data: bytes, path: str) -> Settings:
     if not isinstance(values, dict):
         found = "empty" if values is None else f"a {_kind(values)}"
         raise InvalidConfig(f"{path} must be a mapping of `key: value` lines; it is {found}.", "give a config")
-    values = {str(key): value for key, value in values.items()}
+    return {str(key): value for key, value in values.items()}
+
+
+def read(data: bytes, path: str) -> Settings:
+    """Read the YAML of a training or evaluation; `path` is for the messages.
+
+    Raises:
+        InvalidConfig: not YAML, not a mapping, or without a usable folder for its output.
+    """
+    values = parse(data, path)
     key = "save_dir" if "task" in values else "output_dir"
     folder = values.get(key)
     if folder is None:
@@ -61,6 +74,52 @@ def read(data: bytes, path: str) -> Settings:
 
 def _kind(value: object) -> str:
     return {list: "list", str: "text", int: "number", float: "number", bool: "truth value"}.get(type(value), "value")
+
+
+def number(value: object) -> float | int | None:
+    """A number of a YAML, also one that PyYAML reads as text (`1e-4`, a number from LLaMA-Factory 0.9.4 on)."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | float):
+        return value
+    try:
+        return float(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
+
+
+def with_changes(data: bytes, changes: Mapping[str, Any], removed: Collection[str] = ()) -> bytes:
+    """A YAML with other values for some keys of its mapping; all other bytes are the user's own.
+
+    Raises:
+        InvalidConfig: it is not the YAML of a mapping.
+    """
+    import yaml
+
+    text = data.decode("utf-8-sig", "surrogateescape")
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InvalidConfig(f"It is not valid YAML: {error}") from error
+    if root is not None and not isinstance(root, yaml.MappingNode):
+        raise InvalidConfig("It is not a mapping of `key: value` lines.")
+    added = yaml.safe_dump(dict(changes), sort_keys=False, allow_unicode=True)
+    if root is not None and root.flow_style:
+        kept = {key: value for key, value in yaml.safe_load(text).items() if key not in changes and key not in removed}
+        return yaml.safe_dump({**kept, **changes}, sort_keys=False, allow_unicode=True).encode()
+    lines = [line for line in _LINE.findall(text) if line.rstrip() != "..."]
+    for key, value in reversed(root.value if root is not None else []):
+        if key.value in changes or key.value in removed:
+            first = key.start_mark.line
+            # A block ends where the next key starts, so comments between belong to that one.
+            last = value.end_mark.line + (1 if value.end_mark.column else 0)
+            while last > first + 1 and lines[last - 1].strip()[:1] in ("", "#"):
+                last -= 1
+            del lines[first : max(last, first + 1)]
+    body = "".join(lines)
+    if body and not body.endswith("\n"):
+        body += "\n"
+    return (body + added).encode("utf-8", "surrogateescape")
 
 
 def torchrun_conflict(settings: Settings, environment: Mapping[str, str]) -> str:

@@ -16,12 +16,15 @@ import time
 from lfsvc import documents, journal, processes
 from lfsvc.runner import steps
 from lfsvc.runner.output import PIECE_BYTES, JournalCopy, Output, note
+from lfsvc.runner.report import Report
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
 
-    from lfsvc.documents import Result, Spec, Status, StepDocument
+    from lfsvc.documents import Result, Spec, StepDocument
+    from lfsvc.llamafactory.progress import TrainerLog
+    from lfsvc.runner.steps import Work
 
 # After its last step a runner gives the journal this long, and as long again at most to count what is
 # left of a very large log: the devices do not wait for it.
@@ -47,18 +50,17 @@ class Runner:
     def __init__(self, spec: Spec, folder: str) -> None:
         self._spec = spec
         self._folder = folder
-        self._steps: list[StepDocument] = [_pending(name) for name in steps.names(spec)]
-        self._warnings: list[str] = []
         self._outputs: list[Output] = []
         self._poll = select.poll()
         self._stop_requested = False
         self._kill_at = 0.0
-        own = processes.find(os.getpid())
-        self._pid_start = own.start if own is not None else 0
         self._ended: dict[int, int] = {}
         self._journal = journal.Journal()
         share = spec["journal"]
         self._budget = journal.Budget(share["lines"], share["seconds"], share["spent"])
+        self._works = steps.works(spec, folder)
+        self._report = Report(spec, folder, self._budget, [work.name for work in self._works])
+        self._model = ""
         self._wakeup, wakeup_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._poll.register(self._wakeup, select.POLLIN)
         signal.set_wakeup_fd(wakeup_end, warn_on_full_buffer=False)
@@ -78,19 +80,28 @@ class Runner:
         failure = ""
         exit_status = NOTHING_RAN
         stopped = False
-        for step in self._steps:
-            if self._stop_requested:
-                stopped = True
-                break
-            exit_status, failure = self._run_step(step)
+        done = {step["name"]: step for step in self._spec.get("done", ())}
+        for work, step in zip(self._works, self._report.steps, strict=True):
+            if step["name"] in done:
+                step.update(done[step["name"]])
+                exit_status = 0
+                continue
+            stopped = stopped or (self._stop_requested and not failed)
+            if stopped or failed:
+                self._skip(step, "the job was killed" if stopped else f"the {failed} step failed")
+                continue
+            reason = work.skip()
+            if reason:
+                self._skip(step, reason, tell=True)
+                continue
+            status, failure = self._run_step(work, step)
+            # A step of which nothing ran, after others that did, is a failure like any other.
+            exit_status = 1 if status == NOTHING_RAN and exit_status != NOTHING_RAN else status
             if step["state"] != "succeeded":
-                failed = step["name"]
                 stopped = step["state"] == "killed"
-                break
+                failed = "" if stopped else step["name"]
         self._end_leftovers()
         self._close_outputs()
-        if stopped:
-            failure = ""
         return {
             "format": documents.FORMAT,
             "job_id": self._spec["job_id"],
@@ -98,29 +109,40 @@ class Runner:
             "state": "killed" if stopped else "failed" if failed else "succeeded",
             "stopped": stopped,
             "exit_status": exit_status,
-            "failed_step": "" if stopped else failed,
-            "failure": failure,
+            "failed_step": failed,
+            "failure": failure if failed else "",
+            "model": self._model,
             "finished_at": _now(),
-            "steps": self._steps,
-            "progress": {},
-            "warnings": self._warnings,
+            "steps": self._report.steps,
+            "progress": self._report.last_progress,
+            "warnings": self._report.warnings,
             "journal_spent": self._budget.spent(journal.boot_seconds()),
         }
 
-    def _run_step(self, step: StepDocument) -> tuple[int, str]:
+    def _skip(self, step: StepDocument, reason: str, *, tell: bool = False) -> None:
+        step["state"] = "skipped"
+        step["note"] = reason
+        if tell and self._outputs:
+            # Into the log of the step before, and from there into the journal.
+            self._outputs[-1].write(f"[lfsvc] {step['name']} skipped: {reason}\n".encode("utf-8", "backslashreplace"))
+
+    def _run_step(self, work: Work, step: StepDocument) -> tuple[int, str]:
         """Run one step to its end; give its exit status and, where it failed, the sentence."""
         step["started_at"] = _now()
         step["state"] = "running"
         try:
             _prepare_process(self._spec)
-            prepared = steps.prepare(step["name"], self._spec, self._folder)
+            prepared = work.prepare()
         except (steps.CannotRun, OSError) as error:
             return self._cannot_run(step, str(error))
+        if prepared is None:
+            return self._end_step(work, step, 0)
         step["log"] = prepared.log_path
-        self._warnings += prepared.warnings
+        self._report.warnings += prepared.warnings
         for warning in prepared.warnings:
             note(prepared.log, warning)
-        self._write_status(step["name"])
+        self._report.begin(step["name"], _trainer_log(work.output_dir))
+        self._report.write()
         pipe, pipe_end = os.pipe2(os.O_CLOEXEC)
         try:
             pid = _spawn(prepared, self._spec["environment"], pipe_end)
@@ -136,13 +158,24 @@ class Runner:
         self._outputs.append(output)
         self._poll.register(pipe, select.POLLIN)
         status = self._wait_for(pid, output)
-        step["finished_at"] = _now()
+        self._report.end()
+        return self._end_step(work, step, status)
+
+    def _end_step(self, work: Work, step: StepDocument, status: int) -> tuple[int, str]:
+        """See to what a step has left, now that its program has ended with `status`."""
         step["exit_status"] = status
+        # What a killed step made is not complete, whatever it says.
+        failure = work.finish((status or NOTHING_RAN) if self._stop_requested else status)
+        self._report.warnings += work.warnings
+        step["finished_at"] = _now()
         if self._stop_requested:
             step["state"] = "killed"
             return status, ""
-        step["state"] = "succeeded" if status == 0 else "failed"
-        return status, "" if status == 0 else steps.describe_end(step["name"], status, step["log"])
+        self._model = work.model() or self._model
+        step["state"] = "failed" if status or failure else "succeeded"
+        if status:
+            failure = steps.describe_end(step["name"], status, step["log"])
+        return (status or 1 if failure else 0), failure
 
     def _cannot_run(self, step: StepDocument, sentence: str) -> tuple[int, str]:
         step["finished_at"] = _now()
@@ -156,7 +189,7 @@ class Runner:
             documents.reserve_result(self._folder)
         except OSError:
             pass
-        self._nudge()
+        self._report.nudge()
 
     def _copy_of(self, step: StepDocument) -> JournalCopy | None:
         if not self._journal.available or not step["log"]:
@@ -196,7 +229,7 @@ class Runner:
         blocked = any(copy.blocked for copy in copies)
         if blocked:
             self._poll.register(self._journal.fileno(), select.POLLOUT)
-        ends = [end for end in (deadline, self._kill_at or None) if end is not None]
+        ends = [end for end in (deadline, self._kill_at or None, self._report.due) if end is not None]
         wait = 0.0 if more else max(0.0, min(ends) - time.monotonic()) if ends else None
         ready = {fd for fd, _ in self._poll.poll(None if wait is None else wait * 1000)}
         if blocked:
@@ -204,6 +237,8 @@ class Runner:
         for output in self._outputs:
             if output.open and output.pipe in ready:
                 self._pump(output)
+                self._report.printed()
+        self._report.turn()
         if self._wakeup in ready:
             try:
                 os.read(self._wakeup, PIECE_BYTES)
@@ -244,7 +279,7 @@ class Runner:
             more = f" and {len(left) - 5} more" if len(left) > 5 else ""
             count = "1 process" if len(left) == 1 else f"{len(left)} processes"
             text = f"ended {count} that the job left behind: {named}{more}"
-            self._warnings.append(text)
+            self._report.warnings.append(text)
             if self._outputs:
                 self._outputs[-1].write(f"[lfsvc] {text}\n".encode("utf-8", "backslashreplace"))
         # From here on it is a kill like any other.
@@ -261,11 +296,11 @@ class Runner:
                 self._finish_copy(copy, deadline)
                 copy.close(deadline + COUNT_SECONDS)
                 if copy.missed_lines and copy.blocked:
-                    self._warnings.append(
+                    self._report.warnings.append(
                         f"{copy.missed_lines:,} lines are not in the journal, which took nothing more; the log has them"
                     )
             if output.lost_bytes:
-                self._warnings.append(
+                self._report.warnings.append(
                     f"{output.lost_bytes:,} bytes of output could not be written to the log: {output.lost_because}"
                 )
             output.close()
@@ -285,46 +320,14 @@ class Runner:
             room.register(self._journal.fileno(), select.POLLOUT)
             room.poll(max(0.0, deadline - time.monotonic()) * 1000)
 
-    def _write_status(self, step: str) -> None:
-        status: Status = {
-            "format": documents.FORMAT,
-            "job_id": self._spec["job_id"],
-            "attempt": self._spec["attempt"],
-            "pid": os.getpid(),
-            "pid_start": self._pid_start,
-            "step": step,
-            "steps": self._steps,
-            "progress": {},
-            "warnings": self._warnings,
-            "journal_spent": self._budget.spent(journal.boot_seconds()),
-        }
-        try:
-            documents.write(self._folder, documents.STATUS, status)
-        except OSError:
-            # A full disk: the service knows less for a while, the job goes on.
-            pass
 
-    def _nudge(self) -> None:
-        """Tell the service to read our documents. Lossy by design: it reads them at every start as well."""
-        import socket
+def _trainer_log(output_dir: str) -> TrainerLog | None:
+    """The log that tells of a step's progress; nothing is imported for a step that has none."""
+    if not output_dir:
+        return None
+    from lfsvc.llamafactory.progress import TrainerLog
 
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as connection:
-                connection.sendto(str(self._spec["job_id"]).encode(), self._spec["nudge"])
-        except OSError:
-            pass
-
-
-def _pending(name: str) -> StepDocument:
-    return {
-        "name": name,
-        "state": "pending",
-        "started_at": 0,
-        "finished_at": 0,
-        "exit_status": None,
-        "log": "",
-        "note": "",
-    }
+    return TrainerLog(output_dir)
 
 
 def _now() -> int:

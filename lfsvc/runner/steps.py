@@ -1,4 +1,9 @@
-"""What each step runs: its files, its program and its arguments."""
+"""The steps of a job: what each runs, and what it does before and after.
+
+shell   bash SCRIPT
+train   llamafactory-cli train CONFIG   → merge
+eval    llamafactory-cli train|eval CONFIG   → collect
+"""
 
 from __future__ import annotations
 
@@ -30,9 +35,58 @@ class Prepared:
         self.warnings = warnings
 
 
-def names(spec: Spec) -> list[str]:
-    """The steps of a job, in their order."""
-    return [spec["command"]]
+class Work:
+    """One step. Made before the job's first step starts, so that it can see what was there before."""
+
+    name = ""
+    output_dir = ""
+    """Where its trainer_log.jsonl appears; "" where there is none."""
+
+    def __init__(self, spec: Spec, job_folder: str) -> None:
+        self._spec = spec
+        self._job_folder = job_folder
+        self.warnings: list[str] = []
+
+    def skip(self) -> str:
+        """Why this step does not apply; "" where it does. Asked when its turn has come."""
+        return ""
+
+    def prepare(self) -> Prepared | None:
+        """Make the files of the step and find its program; None where it starts no program.
+
+        Raises:
+            CannotRun: a folder cannot be made, a program is not there, …
+        """
+        raise NotImplementedError
+
+    def finish(self, exit_status: int) -> str:
+        """What is left to do when its program has ended, or the whole step where it has none (exit status 0).
+
+        Gives the sentence where it failed although the program did not, else "".
+        """
+        del exit_status  # most steps have nothing left to do
+        return ""
+
+    def model(self) -> str:
+        """The folder of the model that this step made, or ""."""
+        return ""
+
+
+def works(spec: Spec, job_folder: str) -> list[Work]:
+    """The steps of a job, in their order. What they need is imported now: an upgrade may come while they run."""
+    if spec["command"] == "shell":
+        return [Shell(spec, job_folder)]
+    found: list[Work] = [LlamaFactory(spec, job_folder)]
+    # .get: a service that was started before an upgrade writes the spec of its own version.
+    if spec.get("merge") is not None:
+        from lfsvc.runner.merge import Merge
+
+        found.append(Merge(spec, job_folder))
+    if spec.get("results") is not None:
+        from lfsvc.runner.collect import Collect
+
+        found.append(Collect(spec, job_folder))
+    return found
 
 
 def timestamp() -> str:
@@ -40,65 +94,74 @@ def timestamp() -> str:
     return time.strftime("%Y%m%d_%H%M%S")
 
 
-def prepare(name: str, spec: Spec, job_folder: str) -> Prepared:
-    """Make the files of a step and find its program.
-
-    Raises:
-        CannotRun: a folder cannot be made or a program is not there.
-    """
-    if name == "shell":
-        return _shell(spec, job_folder)
-    return _llamafactory(name, spec, job_folder)
-
-
-def _llamafactory(name: str, spec: Spec, job_folder: str) -> Prepared:
-    """`llamafactory-cli train` or `eval` on the copy of the submitted YAML."""
+def require_llamafactory(spec: Spec) -> str:
+    """Find llamafactory-cli, which was there at the submission."""
     program = find_program(PROGRAM, spec["environment"].get("PATH", ""))
     if not program:
         raise CannotRun(f"{PROGRAM} is no longer on the PATH of the jobs; run `lfsvc setup` where it is installed.")
-    warnings: list[str] = []
-    stamp = timestamp()
-    config = spec["snapshot"]
-    folder = spec["output_dir"]
-    if folder:
+    return program
+
+
+class LlamaFactory(Work):
+    """`llamafactory-cli train` or `eval` on the copy of the submitted YAML."""
+
+    def __init__(self, spec: Spec, job_folder: str) -> None:
+        super().__init__(spec, job_folder)
+        self.name = spec["command"]
+        self.output_dir = spec["output_dir"]
+
+    def prepare(self) -> Prepared:
+        """Make output_dir, keep the YAML there, open the log."""
+        program = require_llamafactory(self._spec)
+        warnings: list[str] = []
+        stamp = timestamp()
+        config = self._spec["snapshot"]
+        folder = self.output_dir
+        if folder:
+            try:
+                os.makedirs(folder, exist_ok=True)
+            except OSError as error:
+                raise CannotRun(f"output_dir {folder} cannot be made: {error.strerror}.") from error
+            config = self._copy(stamp, warnings)
+        stem = f"llamafactory_{self.name}_{stamp}"
+        log_path, log = open_log(folder or self._job_folder, stem, self._job_folder, warnings)
+        return Prepared(program, [PROGRAM, self._spec["llamafactory_command"], config], log_path, log, warnings)
+
+    def _copy(self, stamp: str, warnings: list[str]) -> str:
+        """Keep the submitted YAML beside the results, byte for byte; give the path that is to run."""
+        snapshot = self._spec["snapshot"]
+        stem = os.path.basename(self._spec["source"]).removesuffix(".yaml")
+        with open(snapshot, "rb") as file:
+            data = file.read()
         try:
-            os.makedirs(folder, exist_ok=True)
+            path, fd = create_fresh(self.output_dir, f"{stem}_{stamp}", ".yaml", 0o666)
+            try:
+                write_all(fd, data)
+            finally:
+                os.close(fd)
         except OSError as error:
-            raise CannotRun(f"output_dir {folder} cannot be made: {error.strerror}.") from error
-        config = _copy(spec, stamp, warnings)
-    log_path, log = _open_log(folder or job_folder, f"llamafactory_{name}_{stamp}", job_folder, warnings)
-    return Prepared(program, [PROGRAM, spec["llamafactory_command"], config], log_path, log, warnings)
+            warnings.append(f"the config was not copied to {self.output_dir}: {error.strerror}")
+            return snapshot
+        # The launcher splits its arguments on white space under FORCE_TORCHRUN=1.
+        return snapshot if len(path.split()) != 1 else path
 
 
-def _copy(spec: Spec, stamp: str, warnings: list[str]) -> str:
-    """Keep the submitted YAML beside the results, byte for byte; give the path that is to run."""
-    stem = os.path.basename(spec["source"]).removesuffix(".yaml")
-    with open(spec["snapshot"], "rb") as file:
-        data = file.read()
-    try:
-        path, fd = create_fresh(spec["output_dir"], f"{stem}_{stamp}", ".yaml", 0o666)
-        try:
-            write_all(fd, data)
-        finally:
-            os.close(fd)
-    except OSError as error:
-        warnings.append(f"the config was not copied to {spec['output_dir']}: {error.strerror}")
-        return spec["snapshot"]
-    # The launcher splits its arguments on white space under FORCE_TORCHRUN=1.
-    return spec["snapshot"] if len(path.split()) != 1 else path
-
-
-def _shell(spec: Spec, job_folder: str) -> Prepared:
+class Shell(Work):
     """`bash` on the script at its own path, or on its snapshot where it is no longer what was submitted."""
-    bash = find_program("bash", spec["environment"].get("PATH", "")) or "/bin/bash"
-    warnings: list[str] = []
-    script = spec["source"]
-    problem = _changed(script, spec["snapshot"])
-    if problem:
-        warnings.append(f"{script} {problem} since it was submitted: what runs is the copy taken then")
-        script = spec["snapshot"]
-    log_path, log = _open_log(job_folder, f"shell_{timestamp()}", job_folder, warnings)
-    return Prepared(bash, ["bash", script], log_path, log, warnings)
+
+    name = "shell"
+
+    def prepare(self) -> Prepared:
+        """Choose the file, open the log."""
+        bash = find_program("bash", self._spec["environment"].get("PATH", "")) or "/bin/bash"
+        warnings: list[str] = []
+        script = self._spec["source"]
+        problem = _changed(script, self._spec["snapshot"])
+        if problem:
+            warnings.append(f"{script} {problem} since it was submitted: what runs is the copy taken then")
+            script = self._spec["snapshot"]
+        log_path, log = open_log(self._job_folder, f"shell_{timestamp()}", self._job_folder, warnings)
+        return Prepared(bash, ["bash", script], log_path, log, warnings)
 
 
 def _changed(path: str, snapshot: str) -> str:
@@ -111,7 +174,7 @@ def _changed(path: str, snapshot: str) -> str:
         return "cannot be read any more"
 
 
-def _open_log(folder: str, stem: str, job_folder: str, warnings: list[str]) -> tuple[str, int]:
+def open_log(folder: str, stem: str, job_folder: str, warnings: list[str]) -> tuple[str, int]:
     """Make the log; where its folder takes none, beside the job's documents, and at worst nowhere."""
     mode = 0o600 if folder == job_folder else 0o666
     try:
@@ -127,8 +190,15 @@ def _open_log(folder: str, stem: str, job_folder: str, warnings: list[str]) -> t
 
 
 def describe_end(name: str, exit_status: int, log_path: str) -> str:
-    """One sentence for a step that failed."""
+    """Why a step failed, what to do, and where its output is."""
     where = f" Its output is in {log_path}." if log_path else ""
+    # What a signal means for a script of the user's own, lfsvc does not know.
+    if log_path and (name != "shell" or exit_status < 128):
+        from lfsvc.llamafactory import failures
+
+        cause = failures.explain(log_path, exit_status)
+        if cause:
+            return f"The {name} step failed: {cause}{where}"
     if exit_status > 128:
         number = exit_status - 128
         why = {9: ", which is nearly always the kernel short of memory: see `journalctl -k`"}.get(number, "")

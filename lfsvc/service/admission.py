@@ -9,14 +9,16 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lfsvc.config import Config
 from lfsvc.errors import FileNotFound, InvalidConfig, InvalidOption, InvalidTask
 from lfsvc.job import Job
-from lfsvc.llamafactory import cli, settings
+from lfsvc.llamafactory import checks, cli, installation, settings
+from lfsvc.llamafactory.checks import Ahead, Finding
 from lfsvc.llamafactory.environment import job_environment
+from lfsvc.service.evaluations import no_evaluation
 from lfsvc.task import Command, Task, parse
 
 MAX_SCRIPT_BYTES = 16 * 1024 * 1024
@@ -52,8 +54,11 @@ def admit(
     service_environment: Mapping[str, str],
     environment_file: Mapping[str, str],
     default_umask: int,
+    ahead: Sequence[Ahead] = (),
 ) -> Admitted:
-    """Check a submission. `default_umask` is for a submitter who names none.
+    """Check a submission.
+
+    `default_umask` is for a submitter who names none, `ahead` are the jobs that come before this one.
 
     Raises:
         InvalidTask, FileNotFound, InvalidConfig, InvalidOption, LlamaFactoryNotFound: with the reason.
@@ -79,15 +84,24 @@ def admit(
         if config_of_job.output_dir:
             output_dir = settings.resolve_folder(config_of_job.output_dir, folder)
             _check_can_be_made(output_dir, task.path)
-        if task.command is Command.TRAIN and config_of_job.is_benchmark:
-            raise InvalidConfig(
-                f"{task.path} has `task:`, so it is an evaluation, not a training.",
-                f"submit eval:{task.path}",
-            )
-        cli.require(environment["PATH"])
+        program = cli.require(environment["PATH"])
         conflict = settings.torchrun_conflict(config_of_job, environment)
         if conflict:
             warnings.append(conflict)
+        found = checks.findings(
+            snapshot,
+            config_of_job,
+            path=task.path,
+            evaluation=task.command is Command.EVAL,
+            working_directory=folder,
+            environment=environment,
+            devices=task.devices,
+            ahead=ahead,
+            installation=installation.find(program, environment),
+        )
+        warnings += _refuse_or_warn(found, force=options.force)
+        if task.evaluate and config_of_job.values.get("do_train"):
+            warnings += no_evaluation(config_of_job.values, config.evaluation_template)
     job = Job(
         id=0,
         task=task,
@@ -101,6 +115,18 @@ def admit(
         warnings=tuple(warnings),
     )
     return Admitted(job=job, snapshot=snapshot)
+
+
+def _refuse_or_warn(found: Sequence[Finding], *, force: bool) -> list[str]:
+    """Give the warnings; refuse what is sure to fail, unless the submitter insists."""
+    refusals = [finding for finding in found if finding.refuse]
+    if refusals and not force:
+        first, *others = refusals
+        more = "".join(f"\nalso: {finding.sentence} ({finding.hint})" for finding in others)
+        raise InvalidConfig(first.sentence + more, first.hint or "--force submits it all the same")
+    return [f"submitted by force: {finding.sentence}" for finding in refusals] + [
+        finding.sentence for finding in found if not finding.refuse
+    ]
 
 
 def _check_options(options: Options) -> None:

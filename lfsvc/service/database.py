@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from enum import Enum
@@ -20,12 +20,14 @@ from lfsvc.files import make_private, replace_file, sync_folder
 from lfsvc.job import TRANSITIONS, Job, State, Step, StepState, change
 from lfsvc.task import Command, Task
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 # Columns that hold a value as JSON, and how it becomes a value of Job again.
 _JSON: dict[str, Callable[[Any], Any]] = {
     "environment": dict,
     "warnings": tuple,
+    "evaluations": tuple,
+    "progress": dict,
     "steps": lambda rows: tuple(Step(**{**row, "state": StepState(row["state"])}) for row in rows),
 }
 _TASK_COLUMNS = ("command", "path", "devices", "evaluate")
@@ -66,8 +68,14 @@ def _create(connection: sqlite3.Connection) -> None:
     )
 
 
+def _add_what_a_job_made(connection: sqlite3.Connection) -> None:
+    connection.execute("ALTER TABLE jobs ADD COLUMN model TEXT NOT NULL DEFAULT ''")
+    connection.execute("ALTER TABLE jobs ADD COLUMN progress TEXT NOT NULL DEFAULT '{}'")
+    connection.execute("ALTER TABLE jobs ADD COLUMN evaluations TEXT NOT NULL DEFAULT '[]'")
+
+
 # MIGRATIONS[n] brings a database of version n to n + 1. Only ever appended to.
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create,)
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create, _add_what_a_job_made)
 assert len(MIGRATIONS) == SCHEMA_VERSION
 
 
@@ -174,12 +182,37 @@ class Database:
             job = change(self.get(job_id), to, **values)
             self._update(job)
             if at_head:
-                self._connection.execute(
-                    "UPDATE jobs SET position = "
-                    "(SELECT COALESCE(MIN(position), id) - 1 FROM jobs WHERE state = 'queued') WHERE id = ?",
-                    (job_id,),
-                )
+                self._put_at_head(job_id)
         return job
+
+    def end(
+        self, job_id: int, to: State, *, followers: Sequence[tuple[Job, bytes]], at_head: bool, **values: Any
+    ) -> tuple[Job, list[Job]]:
+        """End a job and queue what follows from it, with their snapshots, in one transaction.
+
+        `at_head` puts the followers before all that wait, in their order. Gives the job and the followers.
+
+        Raises:
+            IllegalChange, NoSuchJob: as `change`.
+        """
+        with self._transaction():
+            job = change(self.get(job_id), to, **values)
+            added = []
+            for follower, snapshot in followers:
+                added.append(self._insert(replace(follower, parent=job_id)))
+                self._write_snapshot(added[-1], snapshot)
+            for follower in reversed(added if at_head else []):
+                self._put_at_head(follower.id)
+            job = replace(job, evaluations=tuple(follower.id for follower in added))
+            self._update(job)
+        return job, added
+
+    def _put_at_head(self, job_id: int) -> None:
+        self._connection.execute(
+            "UPDATE jobs SET position = "
+            "(SELECT COALESCE(MIN(position), id) - 1 FROM jobs WHERE state = 'queued') WHERE id = ?",
+            (job_id,),
+        )
 
     def update(self, job_id: int, **values: Any) -> Job:
         """Change fields other than the state."""
@@ -221,6 +254,13 @@ class Database:
     def count_queued(self) -> int:
         """Say how many jobs wait."""
         return int(self._connection.execute("SELECT COUNT(*) FROM jobs WHERE state = 'queued'").fetchone()[0])
+
+    def output_folders(self) -> list[tuple[int, str]]:
+        """Give id and output_dir of all jobs that run or wait, in the order in which they run."""
+        rows = self._connection.execute(
+            "SELECT id, output_dir FROM jobs WHERE state IN ('running', 'queued') ORDER BY state DESC, position"
+        )
+        return [(row["id"], row["output_dir"]) for row in rows]
 
     def newest(self, *, states: tuple[State, ...], limit: int, before: int) -> list[Job]:
         """Give the newest jobs, newest first; `states` () means all, `before` 0 means from the newest on."""

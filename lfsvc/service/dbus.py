@@ -53,6 +53,7 @@ class Method:
 SIGNALS: dict[str, Arguments] = {
     "JobQueued": (("job_id", "t"), ("task", "s")),
     "JobStarted": (("job_id", "t"), ("task", "s")),
+    "JobProgress": (("job_id", "t"), ("progress", "a{sv}")),
     "JobFinished": (("job_id", "t"), ("state", "s"), ("exit_status", "i")),
 }
 PROPERTY_TYPES: dict[str, str] = {"Version": "s", "State": "s", "RunningJobs": "at", "QueueLength": "u"}
@@ -255,6 +256,9 @@ class SchedulerObject(Listener):
 
     def started(self, job: Job) -> None:
         self._job_signal("JobStarted", job.id, job.text)
+
+    def progressed(self, job: Job) -> None:
+        self._job_signal("JobProgress", job.id, wire.progress_dictionary(job.progress))
 
     def finished(self, job: Job) -> None:
         status = job.exit_status if job.exit_status is not None else -1

@@ -23,6 +23,9 @@ class Listener:
     def finished(self, job: Job) -> None:
         """A job has ended, or was cancelled."""
 
+    def progressed(self, job: Job) -> None:
+        """A running job has come further, or to its next step; at most about once a second."""
+
     def changed(self) -> None:
         """The number of waiting or running jobs, or a running job's status, is another one."""
 

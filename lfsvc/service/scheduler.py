@@ -18,18 +18,24 @@ from lfsvc import documents, journal
 from lfsvc.config import Config
 from lfsvc.errors import Internal, JobEnded, LfsvcError, NoRunningJob, ShuttingDown
 from lfsvc.job import NOTHING_RAN, Job, State
+from lfsvc.llamafactory.checks import Ahead
+from lfsvc.service import evaluations
 from lfsvc.service.admission import Options, admit
 from lfsvc.service.events import Listener, Log
 from lfsvc.service.launchers.base import CannotStart, Launcher, Refused, Start, boot_id
 from lfsvc.service.specs import Surroundings, spec_of
 from lfsvc.service.store import Store
-from lfsvc.service.verdict import Verdict, judge, last_log, steps_of
+from lfsvc.service.verdict import Verdict, judge, main_log, steps_of
 
 # A job counts as started when its runner's first document says so; its datagram may be lost.
 FIRST_STATUS_SECONDS = 2.0
 
 # After a disk that failed, how long until the end of a job is tried to be stored again.
 RETRY_SECONDS = 5.0
+
+
+# Jobs with their snapshots that the end of another queues, and its warnings about them.
+FollowUps = tuple[Sequence[tuple[Job, bytes]], Sequence[str]]
 
 
 @dataclass(kw_only=True)
@@ -48,7 +54,8 @@ class _Running:
         return replace(
             self.job,
             steps=steps,
-            log=last_log(steps),
+            log=main_log(steps),
+            progress=dict(self.status.get("progress", {})),
             warnings=self.job.warnings + tuple(self.status.get("warnings", ())),
         )
 
@@ -111,6 +118,7 @@ class Scheduler:
         return job
 
     async def _admit(self, text: str, options: Options) -> tuple[Job, bytes]:
+        ahead = [Ahead(job_id=number, output_dir=folder) for number, folder in await self._store.output_folders()]
         admitted = await asyncio.to_thread(
             lambda: admit(
                 text,
@@ -119,6 +127,7 @@ class Scheduler:
                 service_environment=self._surroundings.environment,
                 environment_file=self._surroundings.environment_file(),
                 default_umask=self._surroundings.umask,
+                ahead=ahead,
             )
         )
         return admitted.job, admitted.snapshot
@@ -210,7 +219,10 @@ class Scheduler:
             self._spawn(self._nudged(self._running[job_id]))
 
     async def _nudged(self, running: _Running) -> None:
+        before = running.status
         await self._read_status(running)
+        if any(before.get(key) != running.status.get(key) for key in ("progress", "step")):
+            self._tell("progressed", running.view)
         self._tell("changed")
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
@@ -349,6 +361,7 @@ class Scheduler:
     ) -> None:
         status = await self._read(running.job, documents.STATUS)
         self._journal_spent = (result or status or {}).get("journal_spent", self._journal_spent)
+        follow_ups: list[FollowUps] = []
 
         async def conclude() -> None:
             # Judged anew at each try: a kill may have come in while the disk was full.
@@ -360,9 +373,16 @@ class Scheduler:
                 interrupted=interrupted,
                 requeue=running.job.may_requeue(default=self.config.requeue),
             )
-            await self._store_end(running, verdict)
+            if evaluations.is_due(running.job, verdict) and not follow_ups:
+                follow_ups.append(await self._follow_ups(running.job, verdict))
+            await self._store_end(running, verdict, *follow_ups)
 
         await self._surely(running.job, conclude)
+
+    async def _follow_ups(self, job: Job, verdict: Verdict) -> FollowUps:
+        return await asyncio.to_thread(
+            lambda: evaluations.follow_ups(job, self._store.job_folder(job.id), model=verdict.model, config=self.config)
+        )
 
     async def _surely(self, job: Job, store_end: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Store the end of a job, however long the disk does not take it."""
@@ -375,8 +395,10 @@ class Scheduler:
             else:
                 return
 
-    async def _store_end(self, running: _Running, verdict: Verdict) -> None:
+    async def _store_end(self, running: _Running, verdict: Verdict, follow_ups: FollowUps = ((), ())) -> None:
+        """Store the end of a job and, in the same transaction, what its end queues."""
         job_id = running.job.id
+        followers, warnings = follow_ups
         async with self._lock:
             if verdict.state is State.QUEUED:
                 job = await self._store.change(
@@ -386,23 +408,32 @@ class Scheduler:
                     interruptions=running.job.interruptions + 1,
                     started_at=0,
                     handle="",
+                    steps=verdict.steps,
                     warnings=verdict.warnings,
                 )
+                added: list[Job] = []
                 self.queue_length += 1
             else:
-                job = await self._store.change(
+                job, added = await self._store.end(
                     job_id,
                     verdict.state,
+                    followers=followers,
+                    at_head=self.config.evaluation_position == "front",
                     exit_status=verdict.exit_status,
                     failed_step=verdict.failed_step,
                     failure=verdict.failure,
                     finished_at=verdict.finished_at or _now(),
                     steps=verdict.steps,
-                    log=last_log(verdict.steps),
-                    warnings=verdict.warnings or running.job.warnings,
+                    log=main_log(verdict.steps),
+                    model=verdict.model,
+                    progress=dict(verdict.progress),
+                    warnings=(*(verdict.warnings or running.job.warnings), *warnings),
                 )
+                self.queue_length += len(added)
             self._running.pop(job_id, None)
         self._tell("queued" if verdict.state is State.QUEUED else "finished", job)
+        for follower in added:
+            self._tell("queued", follower)
         self._tell("changed")
         self._wake.set()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -63,6 +63,16 @@ class Store:
     async def change(self, job_id: int, to: State, *, at_head: bool = False, **values: Any) -> Job:
         """Change a job's state; IllegalChange where the state machine has no such change."""
         return await self._call(self._open_database.change, job_id, to, at_head=at_head, **values)
+
+    async def end(
+        self, job_id: int, to: State, *, followers: Sequence[tuple[Job, bytes]], at_head: bool, **values: Any
+    ) -> tuple[Job, list[Job]]:
+        """End a job and queue what follows from it in one transaction."""
+        return await self._call(self._open_database.end, job_id, to, followers=followers, at_head=at_head, **values)
+
+    async def output_folders(self) -> list[tuple[int, str]]:
+        """Give id and output_dir of all jobs that run or wait."""
+        return await self._call(self._open_database.output_folders)
 
     async def update(self, job_id: int, **values: Any) -> Job:
         """Change fields other than the state."""

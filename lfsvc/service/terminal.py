@@ -20,6 +20,10 @@ class TerminalListener(Listener):
     def started(self, job: Job) -> None:
         self.follow(job.log)
 
+    def progressed(self, job: Job) -> None:
+        # Its next step has a log of its own.
+        self.follow(job.log)
+
     def finished(self, job: Job) -> None:
         if job.log == self._log:
             self.close()

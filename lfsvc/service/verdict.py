@@ -6,7 +6,7 @@ Pure. The result document is the truth; the rest decides where there is none.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lfsvc.job import NOTHING_RAN, Job, State, Step, StepState
@@ -25,6 +25,8 @@ class Verdict:
     finished_at: int = 0
     """Microseconds since the epoch as the runner saw it; 0 where it saw nothing."""
     steps: tuple[Step, ...] = ()
+    model: str = ""
+    progress: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
@@ -47,6 +49,21 @@ def judge(
         interrupted: whether the machine or the manager went away under it.
         requeue: whether an interruption queues it again.
     """
+    verdict = _judge(job, result=result, status=status, reason=reason, interrupted=interrupted, requeue=requeue)
+    document = result or status or {}
+    # Keys that a runner of an older lfsvc does not write.
+    return replace(verdict, model=document.get("model", ""), progress=document.get("progress", {}))
+
+
+def _judge(
+    job: Job,
+    *,
+    result: Mapping[str, Any] | None,
+    status: Mapping[str, Any] | None,
+    reason: str,
+    interrupted: bool,
+    requeue: bool,
+) -> Verdict:
     document = result or status or {}
     steps = steps_of(document)
     warnings = job.warnings + tuple(document.get("warnings", ()))
@@ -69,6 +86,8 @@ def judge(
             return Verdict(
                 state=State.QUEUED,
                 exit_status=None,
+                # A training that was through is not run again for its merge.
+                steps=steps,
                 warnings=(
                     *job.warnings,
                     f"attempt {job.attempt} was interrupted by the end of the machine or session",
@@ -125,9 +144,12 @@ def steps_of(document: Mapping[str, Any]) -> tuple[Step, ...]:
     )
 
 
-def last_log(steps: tuple[Step, ...]) -> str:
-    """The log of the last step that has one, "" where none has."""
-    return next((step.log for step in reversed(steps) if step.log), "")
+def main_log(steps: tuple[Step, ...]) -> str:
+    """The log to look at first: of the step that runs, that failed, or else of the first; "" where none has one."""
+    interesting = (StepState.RUNNING, StepState.FAILED, StepState.KILLED)
+    logs = [step.log for step in steps if step.log and step.state in interesting]
+    logs += [step.log for step in steps if step.log]
+    return logs[0] if logs else ""
 
 
 def ended_steps(steps: tuple[Step, ...], state: StepState, exit_status: int) -> tuple[Step, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from dbus_next.signature import Variant
@@ -45,10 +46,13 @@ def job_dictionary(job: Job) -> dict[str, Variant]:
         ("failure", "s", job.failure),
         ("output_dir", "s", job.output_dir),
         ("log", "s", job.log),
+        ("model", "s", job.model),
+        ("progress", "a{sv}", progress_dictionary(job.progress)),
         ("queued_at", "t", job.queued_at),
         ("started_at", "t", job.started_at),
         ("finished_at", "t", job.finished_at),
         ("parent", "t", job.parent),
+        ("evaluations", "at", list(job.evaluations)),
         ("attempts", "u", job.attempt),
         ("warnings", "as", list(job.warnings)),
     ]
@@ -74,6 +78,15 @@ def _step_dictionary(step: Step) -> dict[str, Variant]:
         key: Variant(signature, clean(value))
         for key, signature, value in rows
         if value or (key == "exit_status" and value is not None)
+    }
+
+
+def progress_dictionary(progress: Mapping[str, Any]) -> dict[str, Variant]:
+    """How far a step is, in the trainer's words: counts and seconds as `t`, the rest as `d`."""
+    return {
+        key: Variant("t" if isinstance(value, int) else "d", value)
+        for key, value in progress.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
     }
 
 

@@ -1,0 +1,187 @@
+"""What the end of a training queues: its evaluations, each with a YAML that can be submitted again by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from lfsvc.config import Config
+from lfsvc.errors import InvalidConfig
+from lfsvc.files import create_fresh, replace_file, write_all
+from lfsvc.job import Job, State, StepState
+from lfsvc.llamafactory import evaluation, settings
+from lfsvc.llamafactory.evaluation import Model
+from lfsvc.llamafactory.merge import finetuning_type
+from lfsvc.service.database import snapshot_name
+from lfsvc.service.verdict import Verdict
+from lfsvc.task import Command, Task
+
+# In a folder of results that lfsvc made: which training it belongs to.
+OWNER = "lfsvc_run.json"
+
+
+def is_due(job: Job, verdict: Verdict) -> bool:
+    """Whether this end of a job is that of a training to be evaluated: one that was not killed.
+
+    A merge that failed leaves the adapter, which is evaluated on its base.
+    """
+    if job.task.command is not Command.TRAIN or not job.task.evaluate:
+        return False
+    if not any(step.name == "train" and step.state is StepState.SUCCEEDED for step in verdict.steps):
+        return False
+    return verdict.state is State.SUCCEEDED or (verdict.state is State.FAILED and verdict.failed_step == "merge")
+
+
+def template_problem(path: str) -> str:
+    """Why a template of the user's cannot be used; "" where it can."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(settings.MAX_YAML_BYTES)
+        values = settings.parse(data, path)
+    except OSError as error:
+        return f"the evaluation template {path} cannot be read: {error.strerror}"
+    except InvalidConfig as error:
+        return f"the evaluation template cannot be used: {error}"
+    if values.get("do_train"):
+        return f"the evaluation template {path} has do_train: true, so it is no evaluation"
+    if not evaluation.kind_of(values):
+        return f"the evaluation template {path} has none of do_eval, do_predict and task, so it evaluates nothing"
+    return ""
+
+
+def no_evaluation(values: Mapping[str, Any], templates: tuple[str, ...]) -> list[str]:
+    """The warnings about the evaluation of a training that is being submitted."""
+    reason = evaluation.none_because(values, has_template=bool(templates))
+    problems = [] if reason else [problem for problem in map(template_problem, templates) if problem]
+    return [f"no evaluation will follow: {reason}"] if reason else problems
+
+
+def follow_ups(job: Job, folder: str, *, model: str, config: Config) -> tuple[list[tuple[Job, bytes]], list[str]]:
+    """Make the evaluations of a training that has ended: jobs with their snapshots, and warnings.
+
+    Args:
+        job: the training.
+        folder: its folder, with the snapshot.
+        model: the merged model, "" where none was made.
+        config: the settings in force.
+    """
+    try:
+        with open(os.path.join(folder, snapshot_name(job.task.command)), "rb") as file:
+            values = settings.parse(file.read(settings.MAX_YAML_BYTES), job.task.path)
+    except (OSError, InvalidConfig) as error:
+        return [], [f"no evaluation was queued: {error}"]
+    templates = config.evaluation_template
+    if not values.get("do_train") or evaluation.none_because(values, has_template=bool(templates)):
+        return [], []
+    trained = evaluation.model_of(values, job.output_dir, merged=model, working_directory=job.working_directory)
+    found: list[tuple[Job, bytes]] = []
+    warnings: list[str] = []
+    for template in templates or ("",):
+        problem = template_problem(template) if template else ""
+        try:
+            if not problem:
+                found.append(_follow_up(job, folder, values, trained, template, config))
+        except (OSError, InvalidConfig) as error:
+            problem = f"{getattr(error, 'filename', '') or config.results_folder}: {error}"
+        if problem:
+            warnings.append(f"no evaluation was queued: {problem}")
+    return found, warnings
+
+
+def _follow_up(
+    job: Job, folder: str, values: Mapping[str, Any], model: Model, template: str, config: Config
+) -> tuple[Job, bytes]:
+    run = os.path.basename(job.output_dir)
+    stem = os.path.basename(job.task.path).removesuffix(".yaml")
+    if template:
+        with open(template, "rb") as file:
+            data = file.read()
+        of_template = settings.parse(data, template)
+        mode = os.path.basename(template).removesuffix(".yaml")
+        benchmark = evaluation.kind_of(of_template) == "benchmark"
+        output = _output_folder(config.results_folder, f"{run}_{mode}", job, template, fresh=benchmark)
+        changes, removed = evaluation.fill_in(of_template, values, model, output)
+        data = settings.with_changes(data, changes, removed)
+        stem += f"_{mode}"
+    else:
+        import yaml
+
+        mode, benchmark = "eval", False
+        output = _output_folder(config.results_folder, f"{run}_{mode}", job, template, fresh=False)
+        derived = evaluation.derive(values, model, output, working_directory=job.working_directory)
+        data = yaml.safe_dump(derived, sort_keys=False, allow_unicode=True).encode()
+    described = evaluation.Description(run=run, mode=mode, type=finetuning_type(values), model=model.name, path=output)
+    title = f"# The evaluation of {job.output_dir}, trained by job {job.id}; written by lfsvc.\n"
+    data = title.encode("utf-8", "surrogateescape") + evaluation.header(described) + data
+    path = _write(job, folder, f"eval_{stem}_{time.strftime('%Y%m%d_%H%M%S')}", data)
+    task = Task(command=Command.EVAL, path=path, devices=job.task.devices, evaluate=False)
+    devices = "@" + ",".join(map(str, task.devices)) if task.devices else ""
+    queued = Job(
+        id=0,
+        task=task,
+        text=f"eval:{path}{devices}",
+        working_directory=job.working_directory,
+        output_dir="" if benchmark else output,
+        name=job.name,
+        environment=job.environment,
+        umask=job.umask,
+        requeue=job.requeue,
+        queued_at=time.time_ns() // 1000,
+        parent=job.id,
+    )
+    return queued, data
+
+
+def _output_folder(root: str, name: str, job: Job, template: str, *, fresh: bool) -> str:
+    """The folder of an evaluation's results: the same for the same training, another for one of the same name.
+
+    `fresh`: for a benchmark, which refuses a folder that is there.
+    """
+    owner = {"training": job.output_dir, "template": template}
+    number = 1
+    while True:
+        folder = os.path.join(root, name if number == 1 else f"{name}_{number}")
+        number += 1
+        if not os.path.lexists(folder):
+            os.makedirs(root, exist_ok=True)
+            if fresh:
+                return folder
+            os.mkdir(folder)
+            os.chmod(folder, 0o777 & ~job.umask)
+            replace_file(os.path.join(folder, OWNER), json.dumps(owner).encode(), durable=False)
+            return folder
+        if not fresh and _owner(folder) == owner:
+            return folder
+
+
+def _owner(folder: str) -> object:
+    try:
+        with open(os.path.join(folder, OWNER), "rb") as file:
+            return json.loads(file.read())
+    except (OSError, ValueError):
+        return None
+
+
+def _write(job: Job, folder: str, stem: str, data: bytes) -> str:
+    """Write a generated YAML into output_dir; where that takes nothing (a full disk), beside the job's documents."""
+    try:
+        return _write_into(job.output_dir, stem, data, 0o666 & ~job.umask)
+    except OSError:
+        return _write_into(folder, stem, data, 0o600)
+
+
+def _write_into(folder: str, stem: str, data: bytes, mode: int) -> str:
+    path, fd = create_fresh(folder, stem, ".yaml", mode)
+    try:
+        write_all(fd, data)
+        # The service's own umask is stricter than the submitter's.
+        os.fchmod(fd, mode)
+    except OSError:
+        os.unlink(path)
+        raise
+    finally:
+        os.close(fd)
+    return path
