@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Shows lfsvc at its main job: the real LLaMA-Factory trains a tiny model under the scheduler.
+# Shows lfsvc at its main job: the real LLaMA-Factory trains, merges and evaluates a tiny model.
 #
 #   ./packaging/demo.sh             with systemd: this user's own, or a throwaway one where there is none
 #   ./packaging/demo.sh --process   without systemd
 #
 # It leaves nothing behind but what it installed (packages, and its cache folder) and, with this user's own
-# systemd, the job in his queue.
+# systemd, the jobs in his queue and the row in his table of results.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

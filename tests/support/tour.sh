@@ -84,17 +84,21 @@ else
     show lfsvc setup --no-linger
 fi
 
-printf '\n\033[1m$ lfsvc submit train:%s#no_eval --name sums %s\033[0m\n' "$work/train.yaml" "${environment[*]:0:4}"
-accepted=$(lfsvc submit "train:$work/train.yaml#no_eval" --name sums "${environment[@]}")
+printf '\n\033[1m$ lfsvc submit train:%s --name sums %s\033[0m\n' "$work/train.yaml" "${environment[*]:0:4}"
+accepted=$(lfsvc submit "train:$work/train.yaml" --name sums "${environment[@]}")
 # job 42 queued (2 ahead): ...
 id=${accepted#job }
 id=${id%% *}
 printf '%s\n' "$accepted"
 
+# A training and, by the same log, its merge.
 show lfsvc logs "$id" --follow
 show lfsvc wait "$id"
 show lfsvc status
+evaluation=$(lfsvc show "$id" | sed -n 's/^ *evaluation  job \([0-9]*\),.*/\1/p')
+show lfsvc wait "$evaluation"
 show lfsvc show "$id"
+show lfsvc show "$evaluation"
 if [ "$how" = systemd ]; then
     show busctl --user get-property org.lfsvc1 /org/lfsvc1 org.lfsvc1.Scheduler State
     printf '\n\033[1m$ journalctl --user -u lfsched JOB_ID=%s\033[0m   (first and last lines)\n' "$id"
@@ -103,9 +107,22 @@ if [ "$how" = systemd ]; then
     echo "..."
     tail -n 3 "$work/journal"
 fi
-printf '\nThe log: %s\n' "$(ls "$work"/saves/sums/llamafactory_train_*.log)"
-echo "The trained adapter:"
-ls -l "$work"/saves/sums/adapter_*
+printf '\n\033[1mWhere everything is\033[0m\n'
+where() { printf '  %-18s %s\n' "$1" "$2"; }
+where "the training's log" "$(ls "$work"/saves/sums/llamafactory_train_*.log)"
+where "its adapter" "$work/saves/sums/adapter_model.safetensors"
+where "the merge's log" "$(ls "$work"/saves/sums/merge_lora_*.log)"
+where "the merged model" "$work/saves/sums/merged"
+where "the evaluation" "$(ls "$work"/saves/sums/eval_*.yaml)"
+results=$(lfsvc show "$evaluation" | sed -n 's/^ *output dir  //p')
+where "its results" "$results/eval_results.json"
+where "the table" "$(dirname "$results")/summary.csv"
+
+show lfsvc results
 
 echo
-echo "That was the demo; its queue, model and results are taken away again."
+if [ "$how" = process ]; then
+    echo "That was the demo; its queue, model and results are taken away again."
+else
+    echo "That was the demo; its model is taken away again, its results stay in $results."
+fi
