@@ -45,6 +45,9 @@ if [ "$(id -u)" = 0 ] || can_sudo || [ -n "${LFSVC_REQUIRE_INTEGRATION:-}" ]; th
     need_wheels
     LFSVC_LLAMAFACTORY=$(tests/support/llamafactory.sh "$CACHE")
     export LFSVC_LLAMAFACTORY
+    # What the checks at submit are compared with: the real parser, and LLaMA-Factory's own configs.
+    LFSVC_EXAMPLES=$(tests/support/example_configs.sh "$CACHE" "$VENV/bin/pip")
+    export LFSVC_EXAMPLES LFSVC_ORACLE=$LFSVC_LLAMAFACTORY/bin/python
 fi
 if [ "$(id -u)" = 0 ] || ! can_sudo; then
     exec "${pytest[@]}" "${suites[@]}" "$@"

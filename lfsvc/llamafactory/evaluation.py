@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lfsvc.llamafactory.merge import MARKER, adapters_of, finetuning_type
-from lfsvc.llamafactory.settings import number
+from lfsvc.llamafactory.settings import number, resolve_folder
 
 # Carried into the evaluation of a training when present. All of the optimiser and of saving stays behind.
 CARRIED_KEYS = (
@@ -175,7 +175,7 @@ def describe(data: bytes, values: Mapping[str, Any], *, working_directory: str) 
     folder = values.get("save_dir" if kind == "benchmark" else "output_dir")
     if not kind or not isinstance(folder, str):
         return None
-    path = os.path.normpath(os.path.join(working_directory, folder))
+    path = resolve_folder(folder, working_directory)
     for line in data[:4096].split(b"\n"):
         if line.startswith(HEADER):
             try:

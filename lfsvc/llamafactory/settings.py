@@ -149,5 +149,8 @@ def torchrun_conflict(settings: Settings, environment: Mapping[str, str]) -> str
 
 
 def resolve_folder(folder: str, working_directory: str) -> str:
-    """Give an output_dir as the absolute path that LLaMA-Factory will use: `~` is not expanded there either."""
-    return os.path.normpath(os.path.join(working_directory, folder))
+    """Give an output_dir as the absolute path that LLaMA-Factory will use.
+
+    `~` is the home there: tried with 0.9.3, whose TrainingArguments expand it in output_dir alone.
+    """
+    return os.path.normpath(os.path.join(working_directory, os.path.expanduser(folder)))

@@ -84,6 +84,11 @@ def admit(
         if config_of_job.output_dir:
             output_dir = settings.resolve_folder(config_of_job.output_dir, folder)
             _check_can_be_made(output_dir, task.path)
+        if task.command is Command.TRAIN and config_of_job.is_benchmark:
+            raise InvalidConfig(
+                f"{task.path} has `task:`, so it is an evaluation, not a training.",
+                f"submit eval:{task.path}",
+            )
         program = cli.require(environment["PATH"])
         conflict = settings.torchrun_conflict(config_of_job, environment)
         if conflict:
