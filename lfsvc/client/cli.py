@@ -83,6 +83,7 @@ def _results_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _setup_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--remove", action="store_true", help="take the service away again; queue and results stay")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be written and started; change nothing")
     parser.add_argument("--no-linger", action="store_true", help="let jobs end when you log out")
     parser.add_argument("--no-start", action="store_true", help="write the files, start nothing")
 

@@ -159,9 +159,9 @@ class Runner:
         self._poll.register(pipe, select.POLLIN)
         status = self._wait_for(pid, output)
         self._report.end()
-        return self._end_step(work, step, status)
+        return self._end_step(work, step, status, output.lost_because)
 
-    def _end_step(self, work: Work, step: StepDocument, status: int) -> tuple[int, str]:
+    def _end_step(self, work: Work, step: StepDocument, status: int, lost_because: str = "") -> tuple[int, str]:
         """See to what a step has left, now that its program has ended with `status`."""
         step["exit_status"] = status
         # What a killed step made is not complete, whatever it says.
@@ -174,7 +174,7 @@ class Runner:
         self._model = work.model() or self._model
         step["state"] = "failed" if status or failure else "succeeded"
         if status:
-            failure = steps.describe_end(step["name"], status, step["log"])
+            failure = steps.describe_end(step["name"], status, step["log"], lost_because)
         return (status or 1 if failure else 0), failure
 
     def _cannot_run(self, step: StepDocument, sentence: str) -> tuple[int, str]:

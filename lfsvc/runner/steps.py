@@ -189,8 +189,11 @@ def open_log(folder: str, stem: str, job_folder: str, warnings: list[str]) -> tu
     return "", os.open("/dev/full", os.O_RDWR | os.O_CLOEXEC)
 
 
-def describe_end(name: str, exit_status: int, log_path: str) -> str:
-    """Why a step failed, what to do, and where its output is."""
+def describe_end(name: str, exit_status: int, log_path: str, lost_because: str = "") -> str:
+    """Why a step failed, what to do, and where its output is.
+
+    `lost_because` is why the log did not take all of it: what stood there would have told.
+    """
     where = f" Its output is in {log_path}." if log_path else ""
     # What a signal means for a script of the user's own, lfsvc does not know.
     if log_path and (name != "shell" or exit_status < 128):
@@ -199,6 +202,11 @@ def describe_end(name: str, exit_status: int, log_path: str) -> str:
         cause = failures.explain(log_path, exit_status)
         if cause:
             return f"The {name} step failed: {cause}{where}"
+    if lost_because:
+        return (
+            f"The {name} step ended with exit status {exit_status}, and the end of its output could not be written "
+            f"({lost_because}), so probably its own files could not be either. Make room on that disk.{where}"
+        )
     if exit_status > 128:
         number = exit_status - 128
         why = {9: ", which is nearly always the kernel short of memory: see `journalctl -k`"}.get(number, "")

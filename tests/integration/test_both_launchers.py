@@ -221,3 +221,91 @@ def test_sixty_scripts_all_run_once_in_their_order(scheduler: Scheduler) -> None
     scheduler.machine.sh(f"lfsvc submit $(for i in $(seq 60); do echo {W}/one.sh; done) >/dev/null", env=scheduler.env)
     scheduler.cli("wait", "--all")
     assert scheduler.machine.sh(f"cat {W}/ran").split() == [str(number) for number in range(1, 61)]
+
+
+TRAINING = """\
+model_name_or_path: {model}
+stage: sft
+do_train: true
+dataset: {dataset}
+dataset_dir: {folder}/data
+val_size: 0.1
+output_dir: {folder}/{name}
+"""
+
+
+def training(scheduler: Scheduler, name: str, *, model: str = "org/base", dataset: str = "sums") -> str:
+    """Write a training's YAML and the list of its data sets; give its path."""
+    machine = scheduler.machine
+    machine.run(["mkdir", "-p", f"{W}/data"])
+    machine.write(f"{W}/data/sums.json", "[]")
+    machine.write(f"{W}/data/dataset_info.json", '{"sums": {"file_name": "sums.json"}}')
+    return machine.write(
+        f"{W}/{name}.yaml", TRAINING.format(model=model, dataset=dataset, folder=W, name=f"saves/{name}")
+    )
+
+
+def test_a_training_is_merged_evaluated_and_collected(scheduler: Scheduler) -> None:
+    scheduler.machine.write(f"{HOME}/.config/lfsvc/config.yaml", f"results_root: {W}/results\n")
+    scheduler.machine.run(["pkill", "-HUP", "-F", f"{HOME}/.local/state/lfsvc/lock"])
+    wait_until(
+        lambda: scheduler.cli("check", training(scheduler, "one"), check=False).returncode == 0,
+        "no answer after a reload",
+    )
+    job = scheduler.wait(scheduler.submit(f"{training(scheduler, 'one')}@0,1", "--name", "first", "--env", "OWN=1"))
+    assert [(step["name"], step["state"]) for step in job["steps"]] == [("train", "succeeded"), ("merge", "succeeded")]
+    (number,) = job["evaluations"]
+    evaluation = scheduler.wait(number)
+    assert (evaluation["state"], evaluation["parent"], evaluation["name"]) == ("succeeded", job["id"], "first")
+    assert evaluation["devices"] == [0, 1]
+    assert "CUDA_VISIBLE_DEVICES=0,1" in scheduler.log(number)
+    table = scheduler.cli("results", "--csv").stdout.splitlines()
+    assert table[0].startswith("run,mode,type,model,finished_at,path,eval_accuracy")
+    assert table[1].startswith(f"one,eval,lora,{W}/saves/one/merged,")
+    # Logs of a training are those of all its steps, in their order.
+    log = scheduler.log(job["id"])
+    assert log.index("stand-in train") < log.index("stand-in export")
+
+
+def test_a_chain_can_be_queued_as_a_whole(scheduler: Scheduler) -> None:
+    blocker = scheduler.script("blocker", f"while [ ! -e {W}/go ]; do sleep 0.1; done")
+    first = scheduler.submit(training(scheduler, "one"))
+    second = scheduler.submit(training(scheduler, "two", model=f"{W}/saves/one/merged") + "#no_eval")
+    (warning,) = scheduler.job(second)["warnings"]
+    assert (
+        warning
+        == f"model_name_or_path {W}/saves/one/merged is not there yet: job {first}, ahead of it, will have to make it"
+    )
+    scheduler.machine.run(["touch", f"{W}/go"])
+    assert [scheduler.wait(job)["state"] for job in (blocker, first, second)] == ["succeeded"] * 3
+
+
+def test_what_is_sure_to_fail_is_refused_unless_forced_and_check_says_the_same(scheduler: Scheduler) -> None:
+    path = training(scheduler, "one", dataset="sum")
+    sentence = f"lfsvc: {path}: data set sum is not in {W}/data/dataset_info.json (did you mean sums?)."
+    for command in ("submit", "check"):
+        refused = scheduler.cli(command, path, check=False)
+        assert (refused.returncode, refused.stderr.splitlines()[0]) == (2, sentence)
+    forced = scheduler.cli("submit", "--force", path)
+    assert "warning: submitted by force: " in forced.stderr
+    assert scheduler.wait(1)["state"] == "succeeded"
+
+
+def test_no_evaluation_without_data_is_said_at_submit(scheduler: Scheduler) -> None:
+    path = training(scheduler, "one")
+    scheduler.machine.sh(f"sed -i /val_size/d {path}")
+    done = scheduler.cli("submit", path)
+    assert "warning: no evaluation will follow: the YAML has neither eval_dataset nor val_size (" in done.stderr
+    assert "warning" not in scheduler.cli("submit", f"{path}#no_eval").stderr.replace("output_dir", "")
+    job = scheduler.wait(1)
+    assert job["state"] == "succeeded" and "evaluations" not in job
+
+
+def test_the_evaluation_can_be_put_next(scheduler: Scheduler) -> None:
+    scheduler.machine.write(f"{HOME}/.config/lfsvc/config.yaml", "evaluation: {position: front}\n")
+    scheduler.machine.run(["pkill", "-HUP", "-F", f"{HOME}/.local/state/lfsvc/lock"])
+    first = scheduler.submit(training(scheduler, "one"), "--env", "STANDIN_SLEEP=1")
+    scheduler.script("last", "true")
+    (evaluation,) = scheduler.wait(first)["evaluations"]
+    jobs = [scheduler.wait(job) for job in (evaluation, 2)]
+    assert jobs[0]["finished_at"] <= jobs[1]["started_at"]

@@ -371,8 +371,9 @@ def test_acceptance_is_said_at_once(scheduler: Scheduler) -> None:
     path = yaml(machine)
     done = scheduler.cli("submit", "work/x.yaml@0,1,2,3#no_eval")
     assert done.stdout == f"job 2 queued (1 ahead): train {path} on devices 0,1,2,3 (no evaluation)\n"
-    done = scheduler.cli("submit", f"eval:{path}#no_eval")
-    assert done.stdout == f"job 3 queued (2 ahead): eval {path}\n"
+    bench = machine.write(f"{W}/bench.yaml", f"do_eval: true\noutput_dir: {W}/bench\n")
+    done = scheduler.cli("submit", f"eval:{bench}#no_eval")
+    assert done.stdout == f"job 3 queued (2 ahead): eval {bench}\n"
     assert done.stderr.startswith("warning: #no_eval on an evaluation has no effect")
     status = scheduler.cli("status").stdout
     assert "1  running  shell  first.sh" in status and "position 2" in status
