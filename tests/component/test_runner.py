@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from lfsvc.runner.steps import describe_end
+
 from .conftest import RunnerStart
 
 
@@ -77,6 +79,11 @@ def test_what_cannot_be_started_is_failed_with_a_sentence(
     result = run_script("true", **changes).result()
     assert (result["state"], result["exit_status"]) == ("failed", -1)
     assert result["failure"].startswith(failure)
+
+
+def test_a_log_that_the_disk_did_not_take_names_the_disk() -> None:
+    sentence = describe_end("train", 1, "", "No space left on device")
+    assert "its output could not be written (No space left on device)" in sentence and "Make room" in sentence
 
 
 def test_a_folder_that_cannot_be_made_fails_the_step(run_script: RunnerStart, tmp_path: Path) -> None:
