@@ -75,7 +75,7 @@ class Client:
                 first_problem = first_problem or f"{address}: {getattr(error, 'strerror', None) or error}"
         raise NoService(
             f"No session bus can be reached ({first_problem}), so no scheduler can be.",
-            "log in again, or start `lfsvc serve` in another terminal",
+            "log in again, or start a scheduler without systemd: lfsvc serve --detach",
         )
 
     def fileno(self) -> int:
@@ -316,7 +316,7 @@ def _cannot_start(error: RemoteError) -> NoService:
     if error.name in _NOBODY or error.name.startswith("org.freedesktop.DBus.Error.Spawn."):
         return NoService(
             "No scheduler runs, and there is no systemd user manager to start one.",
-            "start `lfsvc serve` in another terminal (tmux, screen or nohup keep it)",
+            "start one: lfsvc serve --detach",
         )
     if error.name in ("org.freedesktop.systemd1.NoSuchUnit", "org.freedesktop.DBus.Error.FileNotFound"):
         return NoService(f"No scheduler runs, and {UNIT} is not installed.", "run `lfsvc setup` once")

@@ -15,10 +15,9 @@ INTERRUPTED = 130
 
 GRAMMAR = """\
 TASK is [train:|eval:]PATH.yaml[@D[,D...]][#no_eval], or PATH.sh:
-  train:run.yaml@0,1,2,3   train on devices 0 to 3
-  run.yaml#no_eval         train, and do not evaluate afterwards
-  eval:bench.yaml@0        evaluate
-  prepare.sh               run a shell script
+  train:run.yaml@0,1  train on devices 0 and 1, merge, evaluate (#no_eval: do not)
+  eval:bench.yaml@0   evaluate
+  prepare.sh          run a shell script
 """
 
 
@@ -89,6 +88,7 @@ def _setup_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--detach", action="store_true", help="in the background; returns when it is ready")
     parser.add_argument("--launcher", choices=("auto", "systemd", "process"), help="overrides the config")
 
 
@@ -96,29 +96,48 @@ def _no_arguments(parser: argparse.ArgumentParser) -> None:
     del parser
 
 
-# Command → (module of its handler, its arguments, one line of help). The handler is named as the command.
-COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], str]] = {
-    "submit": ("submit", _submit_arguments, "queue a task"),
-    "check": ("submit", _check_arguments, "say what submit would say, and queue nothing"),
-    "status": ("show", _json_argument, "what runs, what waits, what ended"),
-    "list": ("show", _list_arguments, "the jobs so far, newest first"),
-    "show": ("show", _show_arguments, "everything about one job"),
-    "logs": ("follow", _logs_arguments, "the output of a job"),
-    "wait": ("follow", _wait_arguments, "wait for the end of jobs"),
-    "kill": ("control", _kill_arguments, "end a running job, cancel a waiting one"),
-    "start": ("control", _no_arguments, "start the scheduler"),
-    "stop": ("control", _no_arguments, "stop the scheduler; jobs go on"),
-    "results": ("results", _results_arguments, "the evaluations so far; loss curves"),
-    "setup": ("setup", _setup_arguments, "install the scheduler as a service of yours"),
-    "serve": ("", _serve_arguments, "run the scheduler here, in the foreground"),
+# Command → (module of its handler, its arguments, one line of help, examples). The handler is named as the command.
+# The examples are run by a test.
+COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], str, tuple[str, ...]]] = {
+    "submit": (
+        "submit", _submit_arguments, "queue trainings, evaluations and scripts",
+        ("lfsvc submit train:run.yaml@0,1", "lfsvc submit run.yaml#no_eval prepare.sh --name night"),
+    ),
+    "check": ("submit", _check_arguments, "say what submit would say, and queue nothing", ("lfsvc check run.yaml@0",)),
+    "kill": ("control", _kill_arguments, "end a running job, cancel a waiting one", ("lfsvc kill", "lfsvc kill 3")),
+    "wait": ("follow", _wait_arguments, "wait for the end of jobs", ("lfsvc wait --all", "lfsvc wait 1 2")),
+    "status": ("show", _json_argument, "what runs, what waits, what ended", ("lfsvc status", "lfsvc status --json")),
+    "list": ("show", _list_arguments, "the jobs so far, newest first", ("lfsvc list -n 20 --state failed",)),
+    "show": ("show", _show_arguments, "everything about one job", ("lfsvc show 1",)),
+    "logs": ("follow", _logs_arguments, "the output of a job", ("lfsvc logs -f", "lfsvc logs 1 -n 50")),
+    "results": (
+        "results", _results_arguments, "the evaluations so far; loss curves",
+        ("lfsvc results --sort eval_loss", "lfsvc results --plot loss 1 -o loss.svg"),
+    ),
+    "setup": (
+        "setup", _setup_arguments, "install the scheduler as a service of yours",
+        ("lfsvc setup", "lfsvc setup --dry-run"),
+    ),
+    "start": ("control", _no_arguments, "start the scheduler", ("lfsvc start",)),
+    "stop": ("control", _no_arguments, "stop the scheduler; jobs go on", ("lfsvc stop",)),
+    "serve": ("", _serve_arguments, "run the scheduler here, without systemd say", ("lfsvc serve --detach",)),
+}  # fmt: skip
+
+# The overview: what people want → the commands for it.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "Run": ("submit", "check", "kill", "wait"),
+    "Look": ("status", "watch", "list", "show", "logs", "results"),
+    "Service": ("setup", "doctor", "start", "stop", "serve", "notify", "completion"),
 }
 
 
 def job_id(text: str) -> int:
     """Read a job's number."""
-    if not (text.isascii() and text.isdigit() and 0 < int(text[:20]) < 2**63):
-        raise argparse.ArgumentTypeError(f"{text!r} is not the number of a job (lfsvc list shows them)")
-    return int(text)
+    if text.isascii() and text.isdigit() and 0 < int(text[:20]) < 2**63:
+        return int(text)
+    digits = "".join(character for character in text if character.isascii() and character.isdigit())[:18]
+    meant = f"did you mean {int(digits)}?" if digits.strip("0") else "lfsvc list shows them"
+    raise argparse.ArgumentTypeError(f"{text!r} is not the number of a job ({meant})")
 
 
 def positive(text: str) -> int:
@@ -137,26 +156,39 @@ class _Parser(argparse.ArgumentParser):
 
 def make_parser(command: str = "") -> argparse.ArgumentParser:
     """Make the parser: of one command, which is quick, or of all."""
-    parser = _Parser(
-        prog="lfsvc",
-        description="A queue for LLaMA-Factory: one job at a time, through the night.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=GRAMMAR,
-    )
+    parser = _Parser(prog="lfsvc", add_help=False)
+    parser.add_argument("-h", "--help", action="store_true", help="print this overview")
     parser.add_argument("--version", action="store_true", help="print the version")
     # prog is given, or argparse formats a usage line to find it: 2 ms.
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", prog="lfsvc")
     for name in [command] if command in COMMANDS else COMMANDS:
-        _, add_arguments, help_text = COMMANDS[name]
+        _, add_arguments, help_text, examples = COMMANDS[name]
+        shown = "examples:\n" + "".join(f"  {example}\n" for example in examples)
         sub = commands.add_parser(
             name,
             help=help_text,
             description=help_text[:1].upper() + help_text[1:] + ".",
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            epilog=GRAMMAR if name in ("submit", "check") else None,
+            epilog=f"{GRAMMAR}\n{shown}" if name in ("submit", "check") else shown,
         )
         add_arguments(sub)
     return parser
+
+
+def overview() -> str:
+    """What `lfsvc --help` prints: 80 columns and 24 lines at most, by what people want."""
+    lines = ["lfsvc: a queue for LLaMA-Factory. One job at a time, through the night.", ""]
+    for title, names in GROUPS.items():
+        for name in names:
+            if name in COMMANDS:
+                lines.append(f"{title:<8} {name:<11} {COMMANDS[name][2]}")
+                title = ""
+    lines += [
+        "",
+        "A TASK is [train:|eval:]PATH.yaml[@DEVICE,...][#no_eval], or PATH.sh.",
+        "lfsvc COMMAND --help tells more, with examples. lfsvc --version, --help.",
+    ]
+    return "\n".join(lines)
 
 
 def handler_of(command: str) -> Handler:
@@ -173,6 +205,7 @@ def run(arguments: list[str]) -> int:
     try:
         return _run(arguments)
     except LfsvcError as error:
+        _print_trace()
         print_error(error)
         return error.exit_status
     except KeyboardInterrupt:
@@ -181,6 +214,25 @@ def run(arguments: list[str]) -> int:
         # `lfsvc logs | head`: whoever read has enough. stdout is closed here, or Python complains at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        # Nobody is helped by a traceback that did not ask for one.
+        if not _print_trace():
+            fault = LfsvcError(
+                f"A fault in lfsvc: {type(error).__name__}: {error}.",
+                "LFSVC_DEBUG=1 before the command shows where; please report that",
+            )
+            print_error(fault)
+        return LfsvcError.exit_status
+
+
+def _print_trace() -> bool:
+    """Print where an error comes from, for whoever wants to know."""
+    if os.environ.get("LFSVC_DEBUG", "") in ("", "0"):
+        return False
+    import traceback
+
+    traceback.print_exc()
+    return True
 
 
 def _run(arguments: list[str]) -> int:
@@ -195,7 +247,7 @@ def _run(arguments: list[str]) -> int:
         print(f"lfsvc {lfsvc.__version__}")
         return 0
     if not namespace.command:
-        parser.print_help()
+        print(overview())
         return 0
     status = handler_of(namespace.command)(namespace)
     sys.stdout.flush()

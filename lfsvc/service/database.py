@@ -240,7 +240,9 @@ class Database:
             else None
         )
         if row is None:
-            raise NoSuchJob(f"No job {job_id}.", "lfsvc list shows the last 100")
+            newest = self._connection.execute("SELECT MAX(id) FROM jobs").fetchone()[0]
+            last = f"the newest is job {newest}; " if newest else ""
+            raise NoSuchJob(f"No job {job_id}.", f"{last}lfsvc list shows the last 100")
         return _job_of(row)
 
     def running(self) -> list[Job]:
