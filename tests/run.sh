@@ -26,8 +26,12 @@ unit | component | integration)
 esac
 
 case ${suites[*]} in
-# dbus-user-session: the user's bus and, through libpam-systemd, his manager; libglib2.0-bin: gdbus; procps: pgrep.
-*integration*) packages="python3-venv dbus dbus-user-session systemd-container libglib2.0-bin procps shellcheck" ;;
+*integration*)
+    # dbus-user-session: the user's bus and, through libpam-systemd, his manager; libglib2.0-bin: gdbus; procps: pgrep.
+    packages="python3-venv dbus dbus-user-session systemd-container libglib2.0-bin procps shellcheck"
+    # What the Debian package is built with, and its man page read.
+    packages="$packages git dpkg-dev debhelper dh-python pybuild-plugin-pyproject python3-hatchling python3-shtab man-db"
+    ;;
 *) packages="python3-venv dbus shellcheck" ;;
 esac
 # shellcheck disable=SC2086  # a list of words

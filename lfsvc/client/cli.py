@@ -92,6 +92,10 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--launcher", choices=("auto", "systemd", "process"), help="overrides the config")
 
 
+def _completion_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", choices=("bash", "zsh"))
+
+
 def _no_arguments(parser: argparse.ArgumentParser) -> None:
     del parser
 
@@ -120,6 +124,9 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], str, t
     ),
     "start": ("control", _no_arguments, "start the scheduler", ("lfsvc start",)),
     "stop": ("control", _no_arguments, "stop the scheduler; jobs go on", ("lfsvc stop",)),
+    "completion": (
+        "completion", _completion_arguments, "print the completions of a shell: bash or zsh", ("lfsvc completion bash",)
+    ),
     "serve": ("", _serve_arguments, "run the scheduler here, without systemd say", ("lfsvc serve --detach",)),
 }  # fmt: skip
 

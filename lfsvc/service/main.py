@@ -37,6 +37,18 @@ from lfsvc.service.terminal import TerminalListener
 from lfsvc.wording import progress_text
 
 
+class Notifier:
+    """Word to systemd about the service itself. Silent where NOTIFY_SOCKET is not set: there is nobody to tell."""
+
+    def __init__(self) -> None:
+        self._notifier = sdnotify.SystemdNotifier()
+
+    def notify(self, state: str) -> None:
+        """Send a message of sd_notify(3)."""
+        # sdnotify encodes as Latin-1 and drops what does not fit, such as a Chinese file name; systemd reads UTF-8.
+        self._notifier.notify(state.encode("utf-8", "backslashreplace").decode("latin-1"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Invocation:
     """How the service was started. `umask` is what it was given, for jobs whose submitter names none."""
@@ -66,7 +78,7 @@ def serve(*, launcher: str = "") -> int:
     try:
         return _serve(launcher)
     except LfsvcError as error:
-        sdnotify.SystemdNotifier().notify("STATUS=Failed: " + error.text.replace("\n", " "))
+        Notifier().notify("STATUS=Failed: " + error.text.replace("\n", " "))
         raise
 
 
@@ -108,8 +120,7 @@ class Service(Listener):
         self._config = config
         self._launcher_override = launcher
         self._log = Log(print_too=not invocation.as_unit)
-        # Errors are silent on purpose: without NOTIFY_SOCKET there is nobody to tell.
-        self._systemd = sdnotify.SystemdNotifier()
+        self._systemd = Notifier()
         self._stop = asyncio.Event()
         self._private_bus: PrivateBus | None = None
         self._told_status = ""

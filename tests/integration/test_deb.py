@@ -127,16 +127,20 @@ def test_bash_completes_commands_options_and_tasks(machine: Machine) -> None:
             f"cd {HOME}/c; . {COMPLETION}; COMP_WORDS=({line}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1));"
             "$(complete -p lfsvc | sed 's/.*-F \\([^ ]*\\) .*/\\1/'); printf '%s\\n' \"${COMPREPLY[@]}\""
         )
-        return sorted(machine.sh(script).split())
+        # As on the terminal, each once.
+        return sorted(set(machine.sh(script).split()))
 
     assert completed("lfsvc", "su") == ["submit"]
+    assert completed("lfsvc", "ki") == ["kill"]
+    assert completed("lfsvc", "serve", "--launcher", "p") == ["process"]
     assert completed("lfsvc", "submit", "--req") == ["--requeue"]
     assert completed("lfsvc", "submit", "") == ["folder", "run.sh", "run.yaml"]
     assert completed("lfsvc", "submit", "run.sh", "r") == ["run.sh", "run.yaml"]
     # bash takes a colon for a word.
     assert completed("lfsvc", "submit", "train", ":") == ["folder", "run.sh", "run.yaml"]
     assert completed("lfsvc", "submit", "train", ":", "run.y") == ["run.yaml"]
-    assert completed("lfsvc", "list", "--state", "suc") == ["succeeded"]
+    assert completed("lfsvc", "list", "--state", "succ") == ["succeeded"]
+    assert completed("lfsvc", "results", "-o", "run.t") == ["run.txt"]
 
 
 def test_the_pythonpath_of_a_toolkit_does_not_reach_it(machine: Machine) -> None:
