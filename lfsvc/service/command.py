@@ -13,7 +13,9 @@ def run(arguments: list[str]) -> int:
     """Run the service; give its exit status."""
     parser = argparse.ArgumentParser(
         prog="lfsvc serve",
-        description="Run the scheduler here, in the foreground. What this shell exports is the jobs' environment.",
+        description="Run the scheduler here. What this shell exports is the jobs' environment.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples:\n  lfsvc serve --detach\n",
     )
     parser.add_argument(
         "--launcher",

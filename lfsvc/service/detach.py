@@ -73,8 +73,8 @@ def _wait_until_ready(told: socket.socket, pid: int) -> str | None:
     problem = ""
     try:
         while True:
-            ready, _, _ = select.select([told, ended], [], [], READY_SECONDS)
-            if told in ready:
+            ready, _, _ = select.select([told.fileno(), ended], [], [], READY_SECONDS)
+            if told.fileno() in ready:
                 for line in told.recv(65536).decode("utf-8", "replace").splitlines():
                     if line == "READY=1":
                         return None

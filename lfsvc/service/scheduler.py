@@ -11,7 +11,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from lfsvc import documents, journal
@@ -23,9 +23,10 @@ from lfsvc.service import evaluations
 from lfsvc.service.admission import Options, admit
 from lfsvc.service.events import Listener, Log
 from lfsvc.service.launchers.base import CannotStart, Launcher, Refused, Start, boot_id
+from lfsvc.service.running import Running
 from lfsvc.service.specs import Surroundings, spec_of
 from lfsvc.service.store import Store
-from lfsvc.service.verdict import Verdict, judge, main_log, steps_of
+from lfsvc.service.verdict import Verdict, judge, main_log
 
 # A job counts as started when its runner's first document says so; its datagram may be lost.
 FIRST_STATUS_SECONDS = 2.0
@@ -36,28 +37,6 @@ RETRY_SECONDS = 5.0
 
 # Jobs with their snapshots that the end of another queues, and its warnings about them.
 FollowUps = tuple[Sequence[tuple[Job, bytes]], Sequence[str]]
-
-
-@dataclass(kw_only=True)
-class _Running:
-    """A running job, with what its runner has told since it started."""
-
-    job: Job
-    launcher: Launcher
-    status: Mapping[str, Any] = field(default_factory=dict)
-    first_status: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def view(self) -> Job:
-        """The job with the state of its steps."""
-        steps = steps_of(self.status)
-        return replace(
-            self.job,
-            steps=steps,
-            log=main_log(steps),
-            progress=dict(self.status.get("progress", {})),
-            warnings=self.job.warnings + tuple(self.status.get("warnings", ())),
-        )
 
 
 class Scheduler:
@@ -81,7 +60,7 @@ class Scheduler:
         self._surroundings = surroundings
         self._log = log
         self._listeners: list[Listener] = []
-        self._running: dict[int, _Running] = {}
+        self._running: dict[int, Running] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         # Choosing, killing and ending a job are each one decision about the stored state.
@@ -218,7 +197,7 @@ class Scheduler:
         if job_id in self._running:
             self._spawn(self._nudged(self._running[job_id]))
 
-    async def _nudged(self, running: _Running) -> None:
+    async def _nudged(self, running: Running) -> None:
         before = running.status
         await self._read_status(running)
         if any(before.get(key) != running.status.get(key) for key in ("progress", "step")):
@@ -256,10 +235,10 @@ class Scheduler:
                 handle="",
             )
             self.queue_length -= 1
-            running = self._running[job.id] = _Running(job=job, launcher=self._launcher)
+            running = self._running[job.id] = Running(job=job, launcher=self._launcher)
         return await self._launch(running)
 
-    async def _launch(self, running: _Running) -> bool:
+    async def _launch(self, running: Running) -> bool:
         job = running.job
         start = self._start_of(job)
         try:
@@ -312,7 +291,7 @@ class Scheduler:
 
     # -- ending ----------------------------------------------------------------------------------
 
-    async def _watch(self, running: _Running, *, announce: bool) -> None:
+    async def _watch(self, running: Running, *, announce: bool) -> None:
         """Follow a job to its end. Its start is announced when its first step has begun."""
         job_id = running.job.id
         end = asyncio.ensure_future(running.launcher.wait(job_id))
@@ -329,7 +308,7 @@ class Scheduler:
             end.cancel()
         await self._take_in_end(running, reason)
 
-    async def _read_status(self, running: _Running) -> None:
+    async def _read_status(self, running: Running) -> None:
         status = await self._read(running.job, documents.STATUS)
         if status is not None:
             running.status = status
@@ -344,7 +323,7 @@ class Scheduler:
             self._log.write(f"Job {job.id}: {error}", journal.WARNING)
             return None
 
-    async def _take_in_end(self, running: _Running, reason: str) -> None:
+    async def _take_in_end(self, running: Running, reason: str) -> None:
         """Store what became of a job whose processes are gone."""
         job = running.job
         result = await self._read(job, documents.RESULT)
@@ -357,7 +336,7 @@ class Scheduler:
         await self._conclude(running, result, reason, interrupted=False)
 
     async def _conclude(
-        self, running: _Running, result: Mapping[str, Any] | None, reason: str, *, interrupted: bool
+        self, running: Running, result: Mapping[str, Any] | None, reason: str, *, interrupted: bool
     ) -> None:
         status = await self._read(running.job, documents.STATUS)
         self._journal_spent = (result or status or {}).get("journal_spent", self._journal_spent)
@@ -395,7 +374,7 @@ class Scheduler:
             else:
                 return
 
-    async def _store_end(self, running: _Running, verdict: Verdict, follow_ups: FollowUps = ((), ())) -> None:
+    async def _store_end(self, running: Running, verdict: Verdict, follow_ups: FollowUps = ((), ())) -> None:
         """Store the end of a job and, in the same transaction, what its end queues."""
         job_id = running.job.id
         followers, warnings = follow_ups
@@ -440,7 +419,7 @@ class Scheduler:
     async def _reconcile(self, job: Job) -> None:
         """Find out what became of a job that was running when the last service ended."""
         launcher = self._launchers.get(job.launcher, self._launcher)
-        running = _Running(job=job, launcher=launcher)
+        running = Running(job=job, launcher=launcher)
         status = await self._read(job, documents.STATUS)
         same = await self._same_instance(job, launcher)
         handle = job.handle
