@@ -72,13 +72,25 @@ def session_bus_addresses() -> list[str]:
     user's bus of systemd is tried, and last the one that `lfsvc serve` may have started.
     """
     given = os.environ.get("DBUS_SESSION_BUS_ADDRESS", "")
-    if given:
+    if given and not _is_of_another_user(given):
         return [given, private_bus_address()]
     found = []
     systemd_bus = f"/run/user/{os.getuid()}/bus"
     if os.path.exists(systemd_bus):
         found.append("unix:path=" + systemd_bus)
     return [*found, private_bus_address()]
+
+
+def _is_of_another_user(address: str) -> bool:
+    """Whether a socket belongs to somebody else: `su` without `-` keeps the address of whoever called it."""
+    path = address.removeprefix("unix:path=").partition(",")[0]
+    try:
+        return path != address and os.stat(path).st_uid != os.getuid()
+    except PermissionError:
+        # In another user's folder, which cannot even be looked into.
+        return True
+    except OSError:
+        return False
 
 
 def has_user_manager() -> bool:

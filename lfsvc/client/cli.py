@@ -122,6 +122,9 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], str, t
         "setup", _setup_arguments, "install the scheduler as a service of yours",
         ("lfsvc setup", "lfsvc setup --dry-run"),
     ),
+    "doctor": (
+        "doctor", _json_argument, "what keeps jobs from running here, and the fix", ("lfsvc doctor",)
+    ),
     "start": ("control", _no_arguments, "start the scheduler", ("lfsvc start",)),
     "stop": ("control", _no_arguments, "stop the scheduler; jobs go on", ("lfsvc stop",)),
     "completion": (

@@ -11,8 +11,10 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from lfsvc.client.api import NAME, BusGone, Client, reconnect
-from lfsvc.errors import LfsvcError, NoService, NoSuchJob
+from lfsvc.client.output import print_json
+from lfsvc.errors import LfsvcError, NoService, NoSuchJob, WrongUse
 from lfsvc.follow import Follower
+from lfsvc.wording import printable
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -24,42 +26,102 @@ TAIL_BYTES = 64 * 1024
 def wait_command(arguments: Namespace) -> int:
     """Wait for jobs; exit with the status of the first that did not succeed."""
     client = Client.connect()
+    ended: list[dict[str, Any]] = []
     if arguments.all:
         client.watch()
-        status = client.call("Status")
-        ids = [job["id"] for job in [*status["running"], *status["queued"]]]
-        return wait_for(client, ids, output=False, watching=True)
-    return wait_for(client, arguments.ids or [default_job(client)], output=False)
+        ids = _living(client)
+    else:
+        ids = arguments.ids or [default_job(client)]
+    status = wait_for(client, ids, output=False, watching=arguments.all, ended=ended)
+    if getattr(arguments, "json", False):
+        print_json(ended)
+    return status
+
+
+def _living(client: Client) -> list[int]:
+    """All jobs that run or wait, oldest first."""
+    from lfsvc.client.show import newest
+
+    living = {"state": ("as", list(LIVING))}
+    jobs = newest(lambda page: client.call("ListJobs", "a{sv}", {**living, **page}), sys.maxsize)
+    return sorted(job["id"] for job in jobs)
 
 
 def logs_command(arguments: Namespace) -> int:
     """Print the output of a job; with -f until it ends."""
     client = Client.connect()
     job_id = arguments.id or default_job(client)
-    if arguments.follow:
-        _Follow(client, job_id, output=True, lines=arguments.lines).run()
-        return 0
     job = client.call("GetJob", "t", job_id)
-    logs = _logs(job)
+    if getattr(arguments, "journal", False):
+        return _run_journalctl(journal_command(job, arguments))
+    _check_step(job, getattr(arguments, "step", None))
+    if arguments.follow:
+        if job["state"] == "queued":
+            print(f"lfsvc: job {job_id} waits; its output follows when it runs", file=sys.stderr)
+        _Follow(client, job_id, output=True, lines=arguments.lines, step=getattr(arguments, "step", None)).run()
+        return 0
+    logs = _logs(job, getattr(arguments, "step", None))
     if not logs:
         reason = "it waits" if job["state"] == "queued" else f"it is {job['state']}"
-        raise LfsvcError(f"Job {job_id} has no output: {reason}.", f"lfsvc show {job_id}")
-    for log in logs if arguments.lines is None else logs[-1:]:
-        _print_file(log, arguments.lines)
+        what = f"The step {getattr(arguments, "step", None)} of job" if getattr(arguments, "step", None) else "Job"
+        raise LfsvcError(f"{what} {job_id} has no output: {reason}.", f"lfsvc show {job_id}")
+    for log, offset in _tail(logs, arguments.lines):
+        _print_file(log, offset)
     return 0
 
 
+def _check_step(job: dict[str, Any], step: str | None) -> None:
+    steps = [item["name"] for item in job.get("steps", ())]
+    # A job that waits has no steps yet, and one that runs says all of its own at its first.
+    if step and steps and step not in steps:
+        raise WrongUse(f"Job {job['id']} has no step {step!r}.", f"its steps are {', '.join(steps)}")
+
+
+def journal_command(job: dict[str, Any], arguments: Namespace) -> list[str]:
+    """The argument vector of journalctl for a job. With -f it goes on until Ctrl-C: the journal knows no end."""
+    words = ["journalctl", "--user", "--unit=lfsched"]
+    if arguments.lines:
+        # Not beside --since: journalctl of systemd 252 takes the first lines then, not the last.
+        words.append(f"--lines={arguments.lines}")
+    else:
+        # Ids begin anew with a new state folder, and the journal keeps the jobs of the old one.
+        words.append(f"--since=@{job['queued_at'] // 1_000_000}")
+    if arguments.follow:
+        # Else it begins 10 lines before the end.
+        words += ["--follow"] if arguments.lines else ["--follow", "--no-tail"]
+    words.append(f"JOB_ID={job['id']}")
+    return [*words, f"JOB_STEP={getattr(arguments, "step", None)}"] if getattr(arguments, "step", None) else words
+
+
+def _run_journalctl(command: list[str]) -> int:
+    sys.stdout.flush()
+    try:
+        os.execvp(command[0], command)  # noqa: S606 - journalctl takes the place of this process, no shell
+    except OSError as error:
+        raise LfsvcError(f"journalctl cannot be run: {error.strerror}.", "without --journal, the log files") from error
+
+
 def default_job(client: Client) -> int:
-    """The job that runs, else the newest."""
+    """The job that runs, else the newest that has begun, else the newest."""
     running = client.call("Status")["running"]
-    jobs = running or client.call("ListJobs", "a{sv}", {"limit": ("u", 1)})
+    jobs = running or client.call("ListJobs", "a{sv}", {"limit": ("u", 100)})
     if not jobs:
         raise NoSuchJob("There is no job yet.", "lfsvc submit TASK")
-    return int(jobs[0]["id"])
+    return int(next((job for job in jobs if job.get("started_at")), jobs[0])["id"])
 
 
-def wait_for(client: Client, ids: list[int], *, output: bool, watching: bool = False) -> int:
-    """Wait for jobs, one after another; give the exit status: that of the first that did not succeed."""
+def wait_for(
+    client: Client,
+    ids: list[int],
+    *,
+    output: bool,
+    watching: bool = False,
+    ended: list[dict[str, Any]] | None = None,
+) -> int:
+    """Wait for jobs, one after another; give the exit status: that of the first that did not succeed.
+
+    The jobs as they ended are added to `ended`.
+    """
     status = 0
     for job_id in ids:
         follow = _Follow(client, job_id, output=output, watching=watching)
@@ -71,6 +133,8 @@ def wait_for(client: Client, ids: list[int], *, output: bool, watching: bool = F
         client, watching = follow.client, True
         _print_end(job)
         status = status or exit_status(job)
+        if ended is not None:
+            ended.append(job)
     return status
 
 
@@ -85,22 +149,28 @@ def exit_status(job: dict[str, Any]) -> int:
 def _print_end(job: dict[str, Any]) -> None:
     if job["state"] == "succeeded":
         return
-    print(
-        f"lfsvc: job {job['id']} {job['state']}" + (f": {job['failure']}" if job.get("failure") else ""),
-        file=sys.stderr,
-    )
+    failure = f": {printable(job['failure'])}" if job.get("failure") else ""
+    print(f"lfsvc: job {job['id']} {job['state']}{failure}", file=sys.stderr)
 
 
 class _Follow:
-    """Follows one job to its end, with or without its output."""
+    """Follows one job to its end, with or without its output (of one step where `step` names it)."""
 
     def __init__(
-        self, client: Client, job_id: int, *, output: bool, lines: int | None = None, watching: bool = False
+        self,
+        client: Client,
+        job_id: int,
+        *,
+        output: bool,
+        lines: int | None = None,
+        step: str | None = None,
+        watching: bool = False,
     ) -> None:
         self.client = client
         self._job_id = job_id
         self._output = output
         self._lines = lines
+        self._step = step
         self._watching = watching
         self._away = False
         self._shown: set[str] = set()
@@ -145,7 +215,10 @@ class _Follow:
             self._away = False
             print("lfsvc: the scheduler is back", file=sys.stderr)
         if self._output and job["state"] != "queued":
+            _check_step(job, self._step)
             self._show(job)
+        # -n is about what was there at the beginning; all that comes later is shown.
+        self._lines = None
         return job
 
     def _say_away(self) -> None:
@@ -159,8 +232,13 @@ class _Follow:
         poll.register(self.client.fileno(), select.POLLIN)
         if self._follower is not None:
             poll.register(self._follower.fileno(), select.POLLIN)
+        if self._output:
+            # `| head` has enough: that is told as an error of the pipe, whatever is asked for.
+            poll.register(sys.stdout.fileno(), 0)
         if not self.client.has_signals():
-            poll.poll()
+            events = dict(poll.poll())
+            if self._output and events.get(sys.stdout.fileno(), 0) & select.POLLERR:
+                raise BrokenPipeError
         self._print()
 
     def _print(self) -> None:
@@ -170,35 +248,62 @@ class _Follow:
 
     def _show(self, job: dict[str, Any]) -> None:
         """Go on to the newest log that is not shown yet, after the rest of the one before."""
-        for log in _logs(job):
+        logs = _logs(job, self._step)
+        begin = dict(_tail(logs, self._lines))
+        for log in logs:
             if log in self._shown:
                 continue
             self._shown.add(log)
+            if log not in begin:
+                # Before the last N lines.
+                continue
             self._print()
-            if self._follower is not None:
-                self._follower.close()
-                self._follower = None
+            self._close()
             try:
-                self._follower = Follower(log, _tail_offset(log, self._lines) if self._lines else 0)
+                self._follower = Follower(log, begin[log])
             except OSError as error:
-                print(f"lfsvc: {log} cannot be followed: {error.strerror}", file=sys.stderr)
+                print(f"lfsvc: {printable(log)} cannot be followed: {error.strerror}", file=sys.stderr)
             self._print()
 
     def _finish(self, job: dict[str, Any]) -> None:
         if self._output:
             self._show(job)
             self._print()
+        self._close()
+
+    def _close(self) -> None:
         if self._follower is not None:
             self._follower.close()
             self._follower = None
 
 
-def _logs(job: dict[str, Any]) -> list[str]:
-    return [step["log"] for step in job.get("steps", ()) if step.get("log")]
+def _logs(job: dict[str, Any], step: str | None = None) -> list[str]:
+    return [item["log"] for item in job.get("steps", ()) if item.get("log") and step in (None, item["name"])]
 
 
-def _tail_offset(path: str, lines: int) -> int:
-    """Where the last `lines` lines of a file begin (bytes); reads from its end, however large it is."""
+def _tail(logs: list[str], lines: int | None) -> list[tuple[str, int]]:
+    """Where the last `lines` lines of all logs together begin: the logs that have some of them, and offsets (bytes)."""
+    if lines is None:
+        return [(log, 0) for log in logs]
+    found: list[tuple[str, int]] = []
+    missing = lines
+    for log in reversed(logs):
+        try:
+            offset, missing = _tail_offset(log, missing)
+        except OSError:
+            # Whoever prints it says that it is gone.
+            offset = 0
+        found.insert(0, (log, offset))
+        if not missing:
+            break
+    return found
+
+
+def _tail_offset(path: str, lines: int) -> tuple[int, int]:
+    """Where the last `lines` lines of a file begin (bytes), and how many it lacks; reads from its end.
+
+    So it takes no longer for a large file.
+    """
     with open(path, "rb") as file:
         end = file.seek(0, os.SEEK_END)
         position, missing = end, lines
@@ -212,21 +317,21 @@ def _tail_offset(path: str, lines: int) -> int:
             while missing and (cut := piece.rfind(b"\n", 0, cut)) >= 0:
                 missing -= 1
             if not missing:
-                return position + cut + 1
-    return 0
+                return position + cut + 1, 0
+    # The first line has no line end before it.
+    return 0, missing - 1 if end else missing
 
 
-def _print_file(path: str, lines: int | None) -> None:
+def _print_file(path: str, offset: int) -> None:
     try:
-        offset = _tail_offset(path, lines) if lines else 0
         with open(path, "rb") as file:
             file.seek(offset)
             sys.stdout.flush()
             while data := file.read(1 << 20):
                 sys.stdout.buffer.write(data)
     except FileNotFoundError:
-        raise LfsvcError(f"{path} is no longer there.", "was the output folder moved or deleted?") from None
+        raise LfsvcError(f"{printable(path)} is no longer there.", "was the output folder moved or deleted?") from None
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             raise
-        raise LfsvcError(f"{path} cannot be read: {error.strerror}.") from error
+        raise LfsvcError(f"{printable(path)} cannot be read: {error.strerror}.") from error

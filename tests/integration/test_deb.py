@@ -154,6 +154,13 @@ def test_the_pythonpath_of_a_toolkit_does_not_reach_it(machine: Machine) -> None
         machine.run(["systemctl", "--user", "unset-environment", "PYTHONPATH"])
 
 
+def test_setup_leaves_the_units_to_the_package(machine: Machine) -> None:
+    done = machine.run(["lfsvc", "setup", "--no-linger"])
+    assert done.stdout.startswith("the unit is the package's: /usr/lib/systemd/user/lfsched.service\n")
+    assert machine.sh(f"ls {HOME}/.config/systemd/user/lfsched.service {HOME}/.local/share/dbus-1; true") == ""
+    assert "ExecStart={ path=/usr/bin/python3" in machine.sh("systemctl --user show -p ExecStart lfsched")
+
+
 def test_an_upgrade_restarts_the_scheduler_and_not_the_job(machine: Machine) -> None:
     script = f"touch {HOME}/up; while ! [ -e {HOME}/go ]; do sleep 0.1; done\n"
     job = json.loads(submit(machine, script, "--json"))[0]["id"]
