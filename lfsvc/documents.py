@@ -37,11 +37,15 @@ if TYPE_CHECKING:
         skip: str
         adapter: str
         base: str
+        cache_dir: str
         config: str
         delete_checkpoints: bool
 
     class Results(TypedDict):
-        """The row of an evaluation in `root`/summary.csv; `path` is the folder that it writes to."""
+        """The row of an evaluation in `root`/summary.csv; `path` is the folder that it writes to.
+
+        `trained_by` is the job whose end queued it, 0 where it was submitted by itself.
+        """
 
         root: str
         run: str
@@ -49,6 +53,7 @@ if TYPE_CHECKING:
         type: str
         model: str
         path: str
+        trained_by: int
 
     class Spec(TypedDict):
         """What the service asks of a runner. Steps that the job does not have are None.

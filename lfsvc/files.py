@@ -5,6 +5,7 @@ Imports nothing that costs: the runner uses it before its job starts.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -58,19 +59,23 @@ def fingerprint(path: str) -> tuple[int, int, int] | None:
 
 
 def sync_file(path: str) -> None:
-    """Make the content of a file durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    """Make the content of a file durable, where its file system can."""
+    _sync(path, os.O_RDONLY)
 
 
 def sync_folder(path: str) -> None:
-    """Make the names in a folder durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """Make the names in a folder durable, where its file system can."""
+    _sync(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _sync(path: str, flags: int) -> None:
+    fd = os.open(path, flags | os.O_CLOEXEC)
     try:
         os.fsync(fd)
+    except OSError as error:
+        # Some network file systems know no fsync, of folders above all.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(fd)
 

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lfsvc.errors import InvalidConfig
+from lfsvc.llamafactory.installation import evaluates
 from lfsvc.llamafactory.merge import MARKER, adapters_of, finetuning_type
 from lfsvc.llamafactory.settings import number, resolve_folder
 
@@ -22,11 +24,14 @@ CARRIED_KEYS = (
     "ignore_pad_token_for_loss", "preprocessing_num_workers", "dataloader_num_workers", "bf16", "fp16", "flash_attn",
     "rope_scaling", "resize_vocab", "image_max_pixels", "image_min_pixels", "video_max_pixels", "video_min_pixels",
     "enable_thinking", "default_system", "tool_format", "per_device_eval_batch_size", "ddp_timeout", "seed",
-    "ref_model", "pref_beta", "pref_ftx", "pref_loss", "pref_bco_weight", "cache_dir", "use_fast_tokenizer",
+    "ref_model", "ref_model_adapters", "ref_model_quantization_bit", "pref_beta", "pref_ftx", "pref_loss",
+    "pref_bco_weight", "simpo_gamma", "dpo_label_smoothing", "kto_chosen_weight", "kto_rejected_weight", "ld_alpha",
+    "cache_dir", "use_fast_tokenizer",
 )  # fmt: skip
 
 # Without an eval_dataset the same part of the training's data is held back by these.
-SPLIT_KEYS = ("dataset", "val_size", "mix_strategy", "interleave_probs")
+# preprocessing_batch_size: packed blocks are made batch by batch, before the split.
+SPLIT_KEYS = ("dataset", "val_size", "mix_strategy", "interleave_probs", "preprocessing_batch_size")
 
 # Of the base model; a merged one has its own.
 BASE_KEYS = (
@@ -50,7 +55,8 @@ class Model:
     adapters: tuple[str, ...] = ()
     finetuning_type: str = "full"
     base: str = ""
-    """What the training started from."""
+    below: tuple[str, ...] = ()
+    """What the training started from: a base, and adapters below the new one."""
 
     @property
     def name(self) -> str:
@@ -66,15 +72,21 @@ def model_of(values: Mapping[str, Any], output_dir: str, *, merged: str, working
         output_dir: absolute.
         merged: the merged model's folder; "" where none was made.
         working_directory: where relative paths of the YAML start.
+
+    Raises:
+        InvalidConfig: nothing was merged, and the adapter cannot be named.
     """
     base = str(values.get("model_name_or_path") or "")
     kind = finetuning_type(values)
-    if merged:
-        return Model(path=merged, base=base)
     if kind in ("full", "freeze"):
         return Model(path=output_dir, base=base)
     adapters, problem = adapters_of(values, output_dir, working_directory)
-    return Model(path=base, adapters=(output_dir,) if problem else tuple(adapters), finetuning_type=kind, base=base)
+    below = tuple(adapters[:-1])
+    if merged:
+        return Model(path=merged, base=base, below=below)
+    if problem:
+        raise InvalidConfig(f"the adapter was not merged and cannot be loaded: {problem}")
+    return Model(path=base, adapters=tuple(adapters), finetuning_type=kind, base=base, below=below)
 
 
 def none_because(values: Mapping[str, Any], *, has_template: bool) -> str:
@@ -109,9 +121,8 @@ def derive(values: Mapping[str, Any], model: Model, output_dir: str, *, working_
         config["per_device_eval_batch_size"] = batch
     if config.get("stage", "sft") == "sft":
         config["compute_accuracy"] = True
-    if config.get("stage") in ("dpo", "kto") and "ref_model" not in config and not model.adapters and model.base:
-        # The training's reference was its base; without one the model would be compared with itself.
-        config["ref_model"] = model.base
+    if config.get("stage") in ("dpo", "kto") and "ref_model" not in config and model.base:
+        config.update(_reference(values, model))
     deepspeed = values.get("deepspeed")
     if isinstance(deepspeed, str) and _is_zero3(os.path.join(working_directory, deepspeed)):
         config["deepspeed"] = deepspeed
@@ -119,11 +130,27 @@ def derive(values: Mapping[str, Any], model: Model, output_dir: str, *, working_
     return config
 
 
+def _reference(values: Mapping[str, Any], model: Model) -> dict[str, Any]:
+    """What a preference training was compared with: its base, with the adapters that it started from.
+
+    Without one LLaMA-Factory compares the model with itself, and the loss says nothing (tried: always ln 2).
+    """
+    reference: dict[str, Any] = {"ref_model": model.base}
+    if model.below:
+        reference["ref_model_adapters"] = ",".join(model.below)
+    if model.adapters and values.get("quantization_bit") is not None:
+        reference["ref_model_quantization_bit"] = values["quantization_bit"]
+    return reference
+
+
 def fill_in(
     template: Mapping[str, Any], values: Mapping[str, Any], model: Model, output_dir: str
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """What a template of the user's gets for one training: keys to set, and keys to take out."""
     changes = _model_keys(values, model)
+    if template.get("quantization_bit") is not None:
+        # LLaMA-Factory quantises for this type alone, also where there is no adapter.
+        changes["finetuning_type"] = "lora"
     for key in (*BASE_KEYS, "trust_remote_code", "template"):
         # What the template says of these, it says on purpose.
         if key in template:
@@ -150,7 +177,7 @@ def kind_of(values: Mapping[str, Any]) -> str:
         return "benchmark"
     if values.get("do_predict"):
         return "predict"
-    return "eval" if values.get("do_eval") else ""
+    return "eval" if evaluates(values) else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +210,8 @@ def describe(data: bytes, values: Mapping[str, Any], *, working_directory: str) 
             except (ValueError, TypeError):
                 break
             # Edited to write elsewhere, it is another run.
-            if description.path == path:
+            texts = all(isinstance(text, str) for text in asdict(description).values())
+            if texts and description.path == path:
                 return description
     adapter = values.get("adapter_name_or_path")
     model = str(adapter or values.get("model_name_or_path") or "")

@@ -12,12 +12,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+# `consolidated*` is a second copy of the same weights, as Mistral publishes them.
+NO_WEIGHTS = ("adapter_", "training_args", "optimizer", "scheduler", "consolidated")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
 
-def local_folder(name: str, working_directory: str, environment: Mapping[str, str]) -> str:
+def local_folder(name: str, working_directory: str, environment: Mapping[str, str], cache_dir: str = "") -> str:
     """The folder of a model_name_or_path: itself, or its snapshot in a hub's cache; "" where it is not found.
 
+    `cache_dir` is the YAML's, "" where it names none.
     Source: the cache layout of huggingface_hub (models--ORG--NAME/snapshots/REVISION) and ModelScope.
     """
     path = os.path.join(working_directory, name)
@@ -27,8 +30,11 @@ def local_folder(name: str, working_directory: str, environment: Mapping[str, st
         return ""
     home = environment.get("HOME") or os.path.expanduser("~")
     cache = environment.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")
-    hub = environment.get("HF_HUB_CACHE") or os.path.join(
-        environment.get("HF_HOME") or os.path.join(cache, "huggingface"), "hub"
+    hub = cache_dir and os.path.join(working_directory, cache_dir)
+    hub = (
+        hub
+        or environment.get("HF_HUB_CACHE")
+        or os.path.join(environment.get("HF_HOME") or os.path.join(cache, "huggingface"), "hub")
     )
     snapshots = os.path.join(hub, "models--" + name.replace("/", "--"), "snapshots")
     try:
@@ -53,7 +59,7 @@ def weight_bytes(folder: str) -> int:
     sizes = dict.fromkeys(WEIGHTS, 0)
     for name in names:
         extension = os.path.splitext(name)[1]
-        if extension not in sizes or name.startswith(("adapter_", "training_args", "optimizer", "scheduler")):
+        if extension not in sizes or name.startswith(NO_WEIGHTS):
             continue
         try:
             sizes[extension] += os.stat(os.path.join(folder, name)).st_size

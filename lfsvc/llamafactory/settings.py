@@ -44,6 +44,9 @@ def parse(data: bytes, path: str) -> dict[str, Any]:
     from lfsvc.config import yaml_problem
 
     try:
+        if b"\t" in data:
+            # The quick parser takes a tab in places where LLaMA-Factory's refuses it.
+            yaml.compose(data, Loader=yaml.SafeLoader)
         # As llamafactory-cli up to 0.9.3 reads it. A BOM is no error there either.
         values = yaml.load(data, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe loaders
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
@@ -89,7 +92,7 @@ def number(value: object) -> float | int | None:
 
 
 def with_changes(data: bytes, changes: Mapping[str, Any], removed: Collection[str] = ()) -> bytes:
-    """A YAML with other values for some keys of its mapping; all other bytes are the user's own.
+    """A YAML with other values for some keys of its mapping; all other bytes are the user's own where that goes.
 
     Raises:
         InvalidConfig: it is not the YAML of a mapping.
@@ -99,14 +102,28 @@ def with_changes(data: bytes, changes: Mapping[str, Any], removed: Collection[st
     text = data.decode("utf-8-sig", "surrogateescape")
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InvalidConfig(f"It is not valid YAML: {error}") from error
     if root is not None and not isinstance(root, yaml.MappingNode):
         raise InvalidConfig("It is not a mapping of `key: value` lines.")
-    added = yaml.safe_dump(dict(changes), sort_keys=False, allow_unicode=True)
-    if root is not None and root.flow_style:
-        kept = {key: value for key, value in yaml.safe_load(text).items() if key not in changes and key not in removed}
-        return yaml.safe_dump({**kept, **changes}, sort_keys=False, allow_unicode=True).encode()
+    kept = {key: value for key, value in (values or {}).items() if key not in changes and key not in removed}
+    wanted = {**kept, **changes}
+    if root is None or not root.flow_style:
+        changed = _replaced(text, root, changes, removed)
+        try:
+            if yaml.safe_load(changed) == wanted:
+                return changed.encode("utf-8", "surrogateescape")
+        except (yaml.YAMLError, ValueError, RecursionError):
+            pass
+    # An indented mapping, an anchor in what was taken out: right matters more than as it was written.
+    return yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True).encode("utf-8", "surrogateescape")
+
+
+def _replaced(text: str, root: Any, changes: Mapping[str, Any], removed: Collection[str]) -> str:
+    """The lines of a block mapping, without those of some keys and with new ones at the end."""
+    import yaml
+
     lines = [line for line in _LINE.findall(text) if line.rstrip() != "..."]
     for key, value in reversed(root.value if root is not None else []):
         if key.value in changes or key.value in removed:
@@ -119,7 +136,7 @@ def with_changes(data: bytes, changes: Mapping[str, Any], removed: Collection[st
     body = "".join(lines)
     if body and not body.endswith("\n"):
         body += "\n"
-    return (body + added).encode("utf-8", "surrogateescape")
+    return body + str(yaml.safe_dump(dict(changes), sort_keys=False, allow_unicode=True))
 
 
 def torchrun_conflict(settings: Settings, environment: Mapping[str, str]) -> str:

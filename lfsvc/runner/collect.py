@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 
 from lfsvc.llamafactory import results
+from lfsvc.llamafactory.merge import MARKER
 from lfsvc.runner.steps import Work
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lfsvc.documents import Spec
 
 
@@ -25,13 +29,18 @@ class Collect(Work):
         self._row = row
         # Evaluated before an interruption, they are there already.
         self._before = {} if spec.get("done") else results.snapshot(row["path"])
+        trained_by = maker_of(row["model"])
+        if row["trained_by"] and trained_by not in (0, row["trained_by"]):
+            self.warnings.append(
+                f"{row['model']} is no longer the model of job {row['trained_by']}: job {trained_by} made it anew"
+            )
 
     def prepare(self) -> None:
         """Nothing to prepare."""
 
-    def finish(self, exit_status: int) -> str:
+    def finish(self, exit_status: int, stopped: Callable[[], bool]) -> str:
         """Write the row; a table that cannot be written fails the step, the results stay where they are."""
-        if exit_status != 0:
+        if exit_status != 0 or stopped():
             return ""
         row = self._row
         run: results.Run = {
@@ -51,3 +60,12 @@ class Collect(Work):
                 "mend the folder and submit the evaluation again."
             )
         return ""
+
+
+def maker_of(model: str) -> int:
+    """The job that made a merged model; 0 where it is none of ours."""
+    try:
+        with open(os.path.join(model, MARKER), "rb") as file:
+            return int(json.loads(file.read())["job_id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0

@@ -74,6 +74,9 @@ class Runner:
         if number == signal.SIGTERM:
             self._stop_requested = True
 
+    def _is_stopped(self) -> bool:
+        return self._stop_requested
+
     def run(self) -> Result:
         """Run the steps; give the result."""
         failed = ""
@@ -90,7 +93,7 @@ class Runner:
             if stopped or failed:
                 self._skip(step, "the job was killed" if stopped else f"the {failed} step failed")
                 continue
-            reason = work.skip()
+            reason = self._reason_to_skip(work)
             if reason:
                 self._skip(step, reason, tell=True)
                 continue
@@ -118,6 +121,12 @@ class Runner:
             "warnings": self._report.warnings,
             "journal_spent": self._budget.spent(journal.boot_seconds()),
         }
+
+    def _reason_to_skip(self, work: Work) -> str:
+        try:
+            return work.skip()
+        except Exception as error:
+            return f"a fault in lfsvc, please report it: {type(error).__name__}: {error}"
 
     def _skip(self, step: StepDocument, reason: str, *, tell: bool = False) -> None:
         step["state"] = "skipped"
@@ -165,13 +174,17 @@ class Runner:
         """See to what a step has left, now that its program has ended with `status`."""
         step["exit_status"] = status
         # What a killed step made is not complete, whatever it says.
-        failure = work.finish((status or NOTHING_RAN) if self._stop_requested else status)
+        try:
+            failure = work.finish((status or NOTHING_RAN) if self._stop_requested else status, self._is_stopped)
+        except Exception as error:
+            # The rest of the job, and the word about its end, must not be lost over it.
+            failure = f"A fault in lfsvc, please report it: {type(error).__name__}: {error}."
         self._report.warnings += work.warnings
         step["finished_at"] = _now()
-        if self._stop_requested:
+        self._model = work.model() or self._model
+        if self._stop_requested and not (status == 0 and work.model()):
             step["state"] = "killed"
             return status, ""
-        self._model = work.model() or self._model
         step["state"] = "failed" if status or failure else "succeeded"
         if status:
             failure = steps.describe_end(step["name"], status, step["log"], lost_because)
@@ -185,6 +198,9 @@ class Runner:
 
     def _after_start(self) -> None:
         """What need not be done before the job's first instruction."""
+        # Needed when a step fails, hours later: an upgrade may come while it runs.
+        from lfsvc.llamafactory import failures  # noqa: F401 - see above
+
         try:
             documents.reserve_result(self._folder)
         except OSError:

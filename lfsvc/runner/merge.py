@@ -20,6 +20,8 @@ from lfsvc.runner.steps import CannotRun, Prepared, Work, open_log, require_llam
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lfsvc.documents import Spec
 
 MERGED = "merged"
@@ -77,29 +79,29 @@ class Merge(Work):
         return ""
 
     def _base(self) -> str:
-        return models.local_folder(self._plan["base"], self._spec["working_directory"], self._spec["environment"])
+        return models.local_folder(
+            self._plan["base"], self._spec["working_directory"], self._spec["environment"], self._plan["cache_dir"]
+        )
 
     def prepare(self) -> Prepared:
         """Clear away what an interrupted merge left, see to the room, write the config."""
         program = require_llamafactory(self._spec)
-        self._make_durable()
         output_dir = self._spec["output_dir"]
-        recover(output_dir)
         merged = os.path.join(output_dir, MERGED)
-        if os.path.lexists(merged) and not is_ours(merged):
-            raise CannotRun(
-                f"The adapter was not merged: {merged} is there and was not made by lfsvc, so it is left alone. "
-                "Move it away and submit the training again, or merge by hand with llamafactory-cli export."
-            )
-        self._check_room(output_dir)
         warnings: list[str] = []
         try:
+            self._make_durable()
+            recover(output_dir)
+            if is_foreign(merged):
+                raise CannotRun(_foreign(merged))
+            self._check_room(output_dir)
             self._partial = self._make_partial(output_dir)
             stem = f"merge_lora_{timestamp()}"
             config, fd = create_fresh(output_dir, stem, ".yaml", 0o666)
             try:
                 export_dir = json.dumps(self._partial, ensure_ascii=False)
-                write_all(fd, f"{self._plan['config']}export_dir: {export_dir}\n".encode("utf-8", "surrogateescape"))
+                text = f"{self._plan['config']}# Renamed to {MERGED} when it is complete.\nexport_dir: {export_dir}\n"
+                write_all(fd, text.encode("utf-8", "surrogateescape"))
             finally:
                 os.close(fd)
         except OSError as error:
@@ -130,39 +132,86 @@ class Merge(Work):
                 # Somebody else's: `recover` has cleared away what is ours.
                 number += 1
                 path = os.path.join(output_dir, f"{PARTIAL}_{number}")
+        self._mark(path, [])
+        return path
+
+    def _mark(self, folder: str, files: list[str]) -> None:
+        """Write the marker; `files` are those that the export made, so that others are known as somebody's own."""
         marker = {
             "made_by": "lfsvc",
             "job_id": self._spec["job_id"],
             "base": self._plan["base"],
             "adapter": self._plan["adapter"],
+            "files": files,
         }
-        replace_file(os.path.join(path, MARKER), json.dumps(marker, indent=1).encode(), mode=0o666, durable=False)
-        return path
+        replace_file(os.path.join(folder, MARKER), json.dumps(marker, indent=1).encode(), mode=0o666, durable=False)
 
-    def finish(self, exit_status: int) -> str:
+    def finish(self, exit_status: int, stopped: Callable[[], bool]) -> str:
         """Swap the complete model in, or take the incomplete one away."""
-        if exit_status != 0:
-            _remove(self._partial)
-            return ""
-        if not os.path.isfile(os.path.join(self._partial, "config.json")) or not models.weight_bytes(self._partial):
-            _remove(self._partial)
-            return "llamafactory-cli export ended well, but wrote no model."
+        failure = self._swap_in(stopped) if exit_status == 0 else ""
+        if self._model:
+            if self._plan["delete_checkpoints"] and not stopped():
+                self.warnings += delete_checkpoints(self._spec["output_dir"])
+        else:
+            remove(self._partial)
+        return failure
+
+    def _swap_in(self, stopped: Callable[[], bool]) -> str:
         merged = os.path.join(self._spec["output_dir"], MERGED)
+        if not os.path.isfile(os.path.join(self._partial, "config.json")) or not models.weight_bytes(self._partial):
+            return "llamafactory-cli export ended well, but wrote no model."
         try:
-            sync_tree(self._partial)
-            swap(self._partial, merged)
+            self._mark(self._partial, files_in(self._partial))
+            if not sync_tree(self._partial, stopped):
+                return ""
+            if is_foreign(merged):
+                # It came while the export ran.
+                return _foreign(merged)
+            kept = swap(self._partial, merged)
         except OSError as error:
-            _remove(self._partial)
             return f"The merged model could not be put in its place, {merged}: {error.strerror}."
         self._model = merged
-        if self._plan["delete_checkpoints"]:
-            self.warnings += delete_checkpoints(self._spec["output_dir"])
+        if kept:
+            self.warnings.append(f"the merged model before this one had files of yours in it: it is kept as {kept}")
+        try:
+            sync_folder(self._spec["output_dir"])
+        except OSError as error:
+            self.warnings.append(f"{merged} may not survive a power cut: {error.strerror}")
         return ""
+
+
+def is_foreign(merged: str) -> bool:
+    """Whether something is there that lfsvc did not make."""
+    return os.path.lexists(merged) and not is_ours(merged)
+
+
+def _foreign(merged: str) -> str:
+    return (
+        f"The adapter was not merged: {merged} is there and was not made by lfsvc, so it is left alone. "
+        "Move it away and submit the training again, or merge by hand with llamafactory-cli export."
+    )
 
 
 def is_ours(folder: str) -> bool:
     """Whether a folder is a merged model that lfsvc made."""
     return os.path.isfile(os.path.join(folder, MARKER))
+
+
+def files_in(folder: str) -> list[str]:
+    """The files of a folder and of those in it, relative to it."""
+    return sorted(
+        os.path.relpath(os.path.join(root, name), folder) for root, _, names in os.walk(folder) for name in names
+    )
+
+
+def has_files_of_others(folder: str) -> bool:
+    """Whether a merged model holds what its export did not make: a conversion that took hours, say."""
+    try:
+        with open(os.path.join(folder, MARKER), "rb") as file:
+            made = json.loads(file.read())["files"]
+        return not set(files_in(folder)) <= {*made, MARKER}
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
 
 
 def recover(output_dir: str) -> None:
@@ -172,43 +221,65 @@ def recover(output_dir: str) -> None:
         # Cut off between the two renames of `swap`.
         os.rename(old, merged)
     for name in os.listdir(output_dir):
-        if name in (OLD, PARTIAL) or name.startswith(PARTIAL + "_"):
-            path = os.path.join(output_dir, name)
+        path = os.path.join(output_dir, name)
+        if name == OLD and is_ours(path):
+            put_aside(path)
+        elif name == PARTIAL or name.startswith(PARTIAL + "_"):
             if is_ours(path):
-                _remove(path)
+                remove(path)
+            else:
+                # Cut off before its marker was written, it is empty; of anything else nothing is touched.
+                try:
+                    os.rmdir(path)
+                except OSError:
+                    continue
 
 
-def sync_tree(folder: str) -> None:
-    """Make the files of a folder durable: a rename must not reach the disk before them."""
+def sync_tree(folder: str, stopped: Callable[[], bool]) -> bool:
+    """Make the files of a folder durable: a rename must not reach the disk before them. False: `stopped` in between."""
     for root, _, names in os.walk(folder):
         for name in names:
+            if stopped():
+                return False
             sync_file(os.path.join(root, name))
         sync_folder(root)
+    return not stopped()
 
 
-def swap(new: str, place: str) -> None:
-    """Put `new` in its place; what was there is removed once `new` is.
+def swap(new: str, place: str) -> str:
+    """Put `new` in its place; what was there is removed, or kept under the name that is given back.
 
     Raises:
         OSError: what was there is there again or still.
     """
-    parent = os.path.dirname(place)
-    old = new
     if not os.path.lexists(place):
         os.rename(new, place)
-        sync_folder(parent)
-        return
+        return ""
+    old = new
     if not exchange(new, place):
         # This file system cannot exchange: `recover` mends what a crash between the two leaves.
-        old = os.path.join(parent, OLD)
+        old = os.path.join(os.path.dirname(place), OLD)
         os.rename(place, old)
         try:
             os.rename(new, place)
         except OSError:
             os.rename(old, place)
             raise
-    sync_folder(parent)
-    _remove(old)
+    return put_aside(old)
+
+
+def put_aside(old: str) -> str:
+    """Remove a merged model that another one has replaced; one with files of somebody's own is kept and named."""
+    if not has_files_of_others(old):
+        remove(old)
+        return ""
+    stem = os.path.join(os.path.dirname(old), f"{MERGED}_before_{timestamp()}")
+    kept, number = stem, 1
+    while os.path.lexists(kept):
+        number += 1
+        kept = f"{stem}_{number}"
+    os.rename(old, kept)
+    return kept
 
 
 def exchange(one: str, other: str) -> bool:
@@ -243,12 +314,29 @@ def delete_checkpoints(output_dir: str) -> list[str]:
     return warnings
 
 
-def _remove(path: str) -> None:
+def remove(path: str) -> None:
     """Remove a folder of ours, best effort: what stays is hidden, marked, and met by the next merge."""
     if os.path.islink(path):
         os.unlink(path)
-    elif path:
-        shutil.rmtree(path, ignore_errors=True)
+        return
+    try:
+        names = os.listdir(path)
+    except OSError:
+        return
+    # The marker last: cut off in between, the rest is still known as ours.
+    for name in sorted(names, key=lambda name: name == MARKER):
+        entry = os.path.join(path, name)
+        if os.path.isdir(entry) and not os.path.islink(entry):
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            try:
+                os.unlink(entry)
+            except OSError:
+                continue
+    try:
+        os.rmdir(path)
+    except OSError:
+        pass
 
 
 def _size(count: int) -> str:

@@ -15,6 +15,8 @@ from lfsvc.llamafactory.cli import PROGRAM, find_program
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lfsvc.documents import Spec
 
 
@@ -59,12 +61,13 @@ class Work:
         """
         raise NotImplementedError
 
-    def finish(self, exit_status: int) -> str:
+    def finish(self, exit_status: int, stopped: Callable[[], bool]) -> str:
         """What is left to do when its program has ended, or the whole step where it has none (exit status 0).
 
-        Gives the sentence where it failed although the program did not, else "".
+        Gives the sentence where it failed although the program did not, else "". What takes long asks
+        `stopped` in between: somebody wants the job to end.
         """
-        del exit_status  # most steps have nothing left to do
+        del exit_status, stopped  # most steps have nothing left to do
         return ""
 
     def model(self) -> str:

@@ -106,7 +106,9 @@ def admit(
         )
         warnings += _refuse_or_warn(found, force=options.force)
         if task.evaluate and config_of_job.values.get("do_train"):
-            warnings += no_evaluation(config_of_job.values, config.evaluation_template)
+            warnings += no_evaluation(
+                config_of_job.values, config.evaluation_template, output_dir=output_dir, working_directory=folder
+            )
     job = Job(
         id=0,
         task=task,

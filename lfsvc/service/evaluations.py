@@ -14,7 +14,7 @@ from lfsvc.files import create_fresh, replace_file, write_all
 from lfsvc.job import Job, State, StepState
 from lfsvc.llamafactory import evaluation, settings
 from lfsvc.llamafactory.evaluation import Model
-from lfsvc.llamafactory.merge import finetuning_type
+from lfsvc.llamafactory.merge import ADAPTER_TYPES, adapters_of, finetuning_type
 from lfsvc.service.database import snapshot_name
 from lfsvc.service.verdict import Verdict
 from lfsvc.task import Command, Task
@@ -52,11 +52,16 @@ def template_problem(path: str) -> str:
     return ""
 
 
-def no_evaluation(values: Mapping[str, Any], templates: tuple[str, ...]) -> list[str]:
+def no_evaluation(
+    values: Mapping[str, Any], templates: tuple[str, ...], *, output_dir: str, working_directory: str
+) -> list[str]:
     """The warnings about the evaluation of a training that is being submitted."""
     reason = evaluation.none_because(values, has_template=bool(templates))
-    problems = [] if reason else [problem for problem in map(template_problem, templates) if problem]
-    return [f"no evaluation will follow: {reason}"] if reason else problems
+    if not reason and finetuning_type(values) in ADAPTER_TYPES:
+        reason = adapters_of(values, output_dir, working_directory)[1]
+    if reason:
+        return [f"no evaluation will follow: {reason}"]
+    return [problem for problem in map(template_problem, templates) if problem]
 
 
 def follow_ups(job: Job, folder: str, *, model: str, config: Config) -> tuple[list[tuple[Job, bytes]], list[str]]:
@@ -76,7 +81,10 @@ def follow_ups(job: Job, folder: str, *, model: str, config: Config) -> tuple[li
     templates = config.evaluation_template
     if not values.get("do_train") or evaluation.none_because(values, has_template=bool(templates)):
         return [], []
-    trained = evaluation.model_of(values, job.output_dir, merged=model, working_directory=job.working_directory)
+    try:
+        trained = evaluation.model_of(values, job.output_dir, merged=model, working_directory=job.working_directory)
+    except InvalidConfig as error:
+        return [], [f"no evaluation was queued: {error}"]
     found: list[tuple[Job, bytes]] = []
     warnings: list[str] = []
     for template in templates or ("",):
@@ -84,8 +92,13 @@ def follow_ups(job: Job, folder: str, *, model: str, config: Config) -> tuple[li
         try:
             if not problem:
                 found.append(_follow_up(job, folder, values, trained, template, config))
-        except (OSError, InvalidConfig) as error:
-            problem = f"{getattr(error, 'filename', '') or config.results_folder}: {error}"
+        except InvalidConfig as error:
+            problem = str(error)
+        except OSError as error:
+            problem = (
+                f"results_root {config.results_folder} cannot be written to: {error.strerror}; mend that and submit "
+                f"the evaluation by hand"
+            )
         if problem:
             warnings.append(f"no evaluation was queued: {problem}")
     return found, warnings
@@ -94,6 +107,10 @@ def follow_ups(job: Job, folder: str, *, model: str, config: Config) -> tuple[li
 def _follow_up(
     job: Job, folder: str, values: Mapping[str, Any], model: Model, template: str, config: Config
 ) -> tuple[Job, bytes]:
+    if not _is_utf8(config.results_folder):
+        raise InvalidConfig(
+            f"results_root {config.results_folder!r} is not UTF-8, which neither YAML nor D-Bus can carry"
+        )
     run = os.path.basename(job.output_dir)
     stem = os.path.basename(job.task.path).removesuffix(".yaml")
     if template:
@@ -135,26 +152,39 @@ def _follow_up(
     return queued, data
 
 
+def _is_utf8(path: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in path)
+
+
 def _output_folder(root: str, name: str, job: Job, template: str, *, fresh: bool) -> str:
     """The folder of an evaluation's results: the same for the same training, another for one of the same name.
 
-    `fresh`: for a benchmark, which refuses a folder that is there.
+    `fresh`: for a benchmark, which refuses a folder that is there, so that it is reserved by a file beside.
     """
     owner = {"training": job.output_dir, "template": template}
+    os.makedirs(root, exist_ok=True)
     number = 1
     while True:
         folder = os.path.join(root, name if number == 1 else f"{name}_{number}")
         number += 1
-        if not os.path.lexists(folder):
-            os.makedirs(root, exist_ok=True)
-            if fresh:
+        if fresh:
+            if not os.path.lexists(folder) and _reserve(os.path.join(root, f".{os.path.basename(folder)}.{OWNER}")):
                 return folder
+        elif not os.path.lexists(folder):
             os.mkdir(folder)
             os.chmod(folder, 0o777 & ~job.umask)
             replace_file(os.path.join(folder, OWNER), json.dumps(owner).encode(), durable=False)
             return folder
-        if not fresh and _owner(folder) == owner:
+        elif _owner(folder) == owner:
             return folder
+
+
+def _reserve(path: str) -> bool:
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        return False
+    return True
 
 
 def _owner(folder: str) -> object:

@@ -248,7 +248,10 @@ class Scheduler:
             await self._put_back(job)
             self._log.write(f"Job {job.id} stays queued: {refused}", journal.NOTICE)
             return False
-        except (CannotStart, OSError, LfsvcError) as error:
+        except Exception as error:
+            # Whatever it is, it is this job's end and not the queue's.
+            if not isinstance(error, CannotStart | OSError | LfsvcError):
+                self._log.write(f"A fault in lfsvc, please report it:\n{traceback.format_exc()}", journal.ERROR)
             text = error.text if isinstance(error, LfsvcError) else str(error)
             verdict = Verdict(state=State.FAILED, exit_status=NOTHING_RAN, failure=text)
             await self._surely(job, lambda: self._store_end(running, verdict))
@@ -354,14 +357,25 @@ class Scheduler:
             )
             if evaluations.is_due(running.job, verdict) and not follow_ups:
                 follow_ups.append(await self._follow_ups(running.job, verdict))
-            await self._store_end(running, verdict, *follow_ups)
+            try:
+                await self._store_end(running, verdict, *follow_ups)
+            except (ValueError, TypeError) as error:
+                # Not the disk: something in them that cannot be stored.
+                problem = f"no evaluation was queued: it cannot be stored ({error})"
+                await self._store_end(running, verdict, ((), (problem,)))
 
         await self._surely(running.job, conclude)
 
     async def _follow_ups(self, job: Job, verdict: Verdict) -> FollowUps:
-        return await asyncio.to_thread(
-            lambda: evaluations.follow_ups(job, self._store.job_folder(job.id), model=verdict.model, config=self.config)
-        )
+        folder = self._store.job_folder(job.id)
+        try:
+            return await asyncio.to_thread(
+                lambda: evaluations.follow_ups(job, folder, model=verdict.model, config=self.config)
+            )
+        except Exception as error:
+            # The end of the training is stored all the same, and the queue goes on.
+            self._log.write(f"A fault in lfsvc, please report it:\n{traceback.format_exc()}", journal.ERROR)
+            return (), (f"no evaluation was queued: a fault in lfsvc ({type(error).__name__}: {error})",)
 
     async def _surely(self, job: Job, store_end: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Store the end of a job, however long the disk does not take it."""

@@ -113,6 +113,7 @@ def _merge(job: Job, values: dict[str, Any], config: Config) -> Merge:
         "skip": skip,
         "adapter": planned.adapter,
         "base": planned.base,
+        "cache_dir": str(values.get("cache_dir") or ""),
         "config": title + yaml.safe_dump(planned.config, sort_keys=False, allow_unicode=True),
         "delete_checkpoints": config.merge_delete_checkpoints,
     }
@@ -131,4 +132,5 @@ def _results(job: Job, data: bytes, values: dict[str, Any], config: Config) -> R
         "type": described.type,
         "model": described.model,
         "path": described.path,
+        "trained_by": job.parent,
     }

@@ -122,6 +122,14 @@ def note_of(verdict: Verdict, name: str) -> str:
     return next(step.note for step in verdict.steps if step.name == name)
 
 
+def standin(lab: Lab, before: str) -> None:
+    """Put lines of sh before the stand-in."""
+    program = lab.folder / "bin" / "llamafactory-cli"
+    program.unlink()
+    program.write_text(f'#!/bin/sh\n{before}\nexec {STANDIN} "$@"\n')
+    program.chmod(0o755)
+
+
 def leftovers(folder: Path) -> list[str]:
     return [name for name in os.listdir(folder) if name.startswith(".merged")]
 
@@ -185,11 +193,37 @@ def test_a_training_that_was_interrupted_in_its_merge_is_not_run_again(lab: Lab)
 
 def test_a_second_merge_replaces_the_first(lab: Lab) -> None:
     lab.run()
-    marker = lab.output_dir / "merged" / "of_the_first"
-    marker.touch()
+    before = (lab.output_dir / "merged" / "model.safetensors").stat().st_ino
     verdict, _, _ = lab.run()
-    assert verdict.state is State.SUCCEEDED
-    assert not marker.exists() and leftovers(lab.output_dir) == []
+    assert (verdict.state, verdict.warnings) == (State.SUCCEEDED, ())
+    assert (lab.output_dir / "merged" / "model.safetensors").stat().st_ino != before
+    assert leftovers(lab.output_dir) == [] and not list(lab.output_dir.glob("merged_*"))
+
+
+def test_what_a_user_put_into_a_merged_model_is_kept(lab: Lab) -> None:
+    lab.run()
+    (lab.output_dir / "merged" / "model-q4.gguf").write_text("hours of conversion")
+    verdict, _, _ = lab.run()
+    (kept,) = lab.output_dir.glob("merged_before_*")
+    assert (kept / "model-q4.gguf").read_text() == "hours of conversion"
+    assert verdict.warnings == (f"the merged model before this one had files of yours in it: it is kept as {kept}",)
+    assert verdict.model == f"{lab.output_dir}/merged" and leftovers(lab.output_dir) == []
+
+
+def test_a_merged_folder_that_appears_during_the_export_is_left_alone(lab: Lab) -> None:
+    standin(lab, f'if [ "$1" = export ]; then mkdir -p {lab.output_dir}/merged; touch {lab.output_dir}/merged/own; fi')
+    verdict, queued, _ = lab.run()
+    assert (verdict.failed_step, verdict.exit_status, verdict.model) == ("merge", 1, "")
+    assert (lab.output_dir / "merged" / "own").exists() and leftovers(lab.output_dir) == []
+    assert yaml.safe_load(queued[0][1])["adapter_name_or_path"] == str(lab.output_dir)
+
+
+def test_a_fault_after_a_step_fails_that_step_and_not_the_runner(lab: Lab) -> None:
+    # What the export leaves is no file: its size cannot be read, nor can it be made durable.
+    standin(lab, 'if [ "$1" = export ]; then kill -9 $$; fi')
+    verdict, _, _ = lab.run()
+    assert (verdict.state, verdict.failed_step, verdict.exit_status) == (State.FAILED, "merge", 137)
+    assert leftovers(lab.output_dir) == []
 
 
 def test_a_failed_merge_fails_the_job_and_the_adapter_is_evaluated_on_its_base(lab: Lab) -> None:
@@ -233,10 +267,7 @@ def test_a_skipped_merge_says_why_in_the_log_too(lab: Lab, change: str, note: st
 def test_only_an_adapter_of_this_very_step_is_merged(lab: Lab) -> None:
     lab.output_dir.mkdir(parents=True)
     (lab.output_dir / "adapter_model.safetensors").write_bytes(b"of an earlier run")
-    fake = lab.folder / "bin" / "llamafactory-cli"
-    fake.unlink()
-    fake.write_text("#!/bin/sh\n")
-    fake.chmod(0o755)
+    standin(lab, "exit 0")
     verdict, _, _ = lab.run()
     assert note_of(verdict, "merge") == f"the training has written no adapter into {lab.output_dir}"
 
@@ -307,6 +338,21 @@ def test_every_template_is_an_evaluation_of_its_own(lab: Lab) -> None:
     assert len(lab.table()) == 3
 
 
+def test_two_benchmarks_that_wait_do_not_share_a_folder(lab: Lab) -> None:
+    lab.config = replace(lab.config, evaluation_template=(lab.yaml("task: mmlu_test\n", "mmlu.yaml"),))
+    queued = [lab.run()[1][0] for _ in range(2)]
+    folders = [yaml.safe_load(snapshot)["save_dir"] for _, snapshot in queued]
+    assert folders == [f"{lab.folder}/results/run_mmlu", f"{lab.folder}/results/run_mmlu_2"]
+    assert [lab.run_job(job, snapshot).state for job, snapshot in queued] == [State.SUCCEEDED] * 2
+
+
+def test_an_evaluation_says_that_its_model_was_made_anew_meanwhile(lab: Lab) -> None:
+    _, ((job, snapshot),), _ = lab.run()
+    lab.run()
+    verdict = lab.run_job(job, snapshot)
+    assert verdict.warnings == (f"{lab.output_dir}/merged is no longer the model of job 1: job 2 made it anew",)
+
+
 def test_two_runs_of_one_name_do_not_share_a_folder(lab: Lab) -> None:
     _, ((job, _),), _ = lab.run()
     other = lab.yaml(TRAINING.replace("saves/run", "other/run"), "other.yaml")
@@ -339,7 +385,7 @@ def test_results_that_cannot_be_kept_are_a_warning_of_the_training(lab: Lab) -> 
     (lab.folder / "results").write_text("in the way")
     verdict, queued, warnings = lab.run()
     assert (verdict.state, queued) == (State.SUCCEEDED, [])
-    assert warnings[0].startswith("no evaluation was queued: ") and "results" in warnings[0]
+    assert warnings[0].startswith(f"no evaluation was queued: results_root {lab.folder}/results cannot be written to: ")
 
 
 def test_a_full_output_dir_does_not_cost_the_evaluation(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,7 +402,7 @@ def test_what_a_crash_left_is_mended_by_the_next_merge(
 ) -> None:
     def model(name: str, content: str) -> Path:
         (tmp_path / name).mkdir()
-        (tmp_path / name / merge.MARKER).write_text("{}")
+        (tmp_path / name / merge.MARKER).write_text('{"files": ["content"]}')
         (tmp_path / name / "content").write_text(content)
         return tmp_path / name
 
@@ -372,6 +418,9 @@ def test_what_a_crash_left_is_mended_by_the_next_merge(
     model(merge.PARTIAL, "half")
     foreign = tmp_path / f"{merge.PARTIAL}_2"
     foreign.mkdir()
+    (foreign / "own").touch()
+    # Cut off before its marker was written.
+    (tmp_path / f"{merge.PARTIAL}_3").mkdir()
     merge.recover(str(tmp_path))
     assert (merged / "content").read_text() == "new"
     assert sorted(os.listdir(tmp_path)) == [foreign.name, "merged"]

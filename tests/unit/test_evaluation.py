@@ -11,6 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lfsvc.errors import InvalidConfig
 from lfsvc.llamafactory import evaluation
 from lfsvc.llamafactory.evaluation import Description, Model, derive, describe, fill_in, model_of, none_because
 from lfsvc.llamafactory.settings import with_changes
@@ -91,6 +92,13 @@ def test_a_preference_model_is_compared_with_the_base_that_it_came_from() -> Non
     config = derive(values, MERGED, "/r", working_directory="/")
     assert (config["ref_model"], config["pref_beta"]) == ("org/base", 0.1)
     assert "compute_accuracy" not in config
+    # On the adapter as on the merged model, and with the adapters that the training started from.
+    values |= {"adapter_name_or_path": "A", "create_new_adapter": True, "quantization_bit": 4}
+    adapted = model_of(values, OUT, merged="", working_directory="/")
+    config = derive(values, adapted, "/r", working_directory="/")
+    assert (config["ref_model"], config["ref_model_adapters"], config["ref_model_quantization_bit"]) == (
+        "org/base", "A", 4,
+    )  # fmt: skip
     assert derive({**values, "ref_model": "r"}, MERGED, "/r", working_directory="/")["ref_model"] == "r"
 
 
@@ -104,7 +112,7 @@ def test_a_preference_model_is_compared_with_the_base_that_it_came_from() -> Non
         (
             of(adapter_name_or_path="A", create_new_adapter=True),
             "",
-            Model(path="org/base", adapters=("A", OUT), finetuning_type="lora", base="org/base"),
+            Model(path="org/base", adapters=("A", OUT), finetuning_type="lora", base="org/base", below=("A",)),
         ),
     ],
 )
@@ -130,6 +138,16 @@ def test_a_template_gets_the_model_and_keeps_what_it_says() -> None:
     assert removed == ("adapter_name_or_path",)
     changes, _ = fill_in({**template, "template": "llama3"}, TRAINING, MERGED, "/r")
     assert "template" not in changes
+
+
+def test_a_template_that_quantises_keeps_the_one_type_that_does() -> None:
+    changes, _ = fill_in({"do_eval": True, "quantization_bit": 4}, TRAINING, MERGED, "/r")
+    assert changes["finetuning_type"] == "lora"
+
+
+def test_an_adapter_that_cannot_be_named_is_not_evaluated() -> None:
+    with pytest.raises(InvalidConfig, match="comma"):
+        model_of(of(), "/lab/a,b", merged="", working_directory="/")
 
 
 def test_a_benchmark_gets_a_save_dir() -> None:
@@ -175,6 +193,29 @@ def test_changed_keys_have_their_value_and_others_keep_theirs(
 ) -> None:
     data = yaml.safe_dump(values, allow_unicode=True, default_flow_style=flow).encode("utf-8", "surrogatepass")
     assert yaml.safe_load(with_changes(data, changes)) == {**values, **changes}
+
+
+@pytest.mark.parametrize("text", ["  a: 1\n  b: 2\n", "a: &x 1\nb: *x\n", "{a: 1, b: 2}", "a: 1\n---\n"])
+def test_a_template_that_cannot_be_edited_line_by_line_is_still_right(text: str) -> None:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError:
+        with pytest.raises(InvalidConfig):
+            with_changes(text.encode(), {"a": 3})
+        return
+    assert yaml.safe_load(with_changes(text.encode(), {"a": 3})) == {**values, "a": 3}
+
+
+def test_a_header_that_somebody_edited_is_not_believed() -> None:
+    values = {"do_eval": True, "output_dir": "/r/x"}
+    data = b'# lfsvc: {"run": 5, "mode": "eval", "type": "lora", "model": "m", "path": "/r/x"}\n'
+    described = describe(data, values, working_directory="/")
+    assert described is not None and described.run == "x"
+
+
+def test_an_evaluation_strategy_evaluates_as_do_eval_does() -> None:
+    assert evaluation.kind_of({"eval_strategy": "steps"}) == "eval"
+    assert evaluation.kind_of({"eval_strategy": "no"}) == ""
 
 
 def test_a_generated_yaml_is_known_again_until_it_writes_elsewhere(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_the_export_config_has_allowed_keys_alone() -> None:
     config = plan(values, OUT, device="auto").config
     assert config == {
         "model_name_or_path": "org/base", "adapter_name_or_path": OUT, "template": "qwen", "trust_remote_code": True,
-        "resize_vocab": True, "rope_scaling": "linear", "finetuning_type": "lora", "export_size": 5,
+        "resize_vocab": True, "finetuning_type": "lora", "export_size": 5,
         "export_device": "auto", "export_legacy_format": False,
     }  # fmt: skip
 
@@ -101,6 +101,7 @@ def test_a_model_is_found_in_the_hubs_caches(tmp_path: Path, name: str) -> None:
     revision.mkdir(parents=True)
     (revision / "config.json").write_text("{}")
     assert models.local_folder(name, "/", {"HF_HOME": str(hub), "HOME": "/nowhere"}) == str(revision)
+    assert models.local_folder(name, str(hub), {"HOME": "/nowhere"}, "hub") == str(revision)
 
 
 def test_a_local_folder_is_the_model_itself(tmp_path: Path) -> None:
@@ -111,6 +112,7 @@ def test_a_local_folder_is_the_model_itself(tmp_path: Path) -> None:
 
 def test_weights_are_counted_once(tmp_path: Path) -> None:
     for name, size in [("a.safetensors", 70), ("b.safetensors", 30), ("pytorch_model.bin", 100), ("optimizer.pt", 900),
+                       ("consolidated.00.safetensors", 100),
                        ("adapter_model.safetensors", 5), ("tokenizer.json", 7)]:  # fmt: skip
         (tmp_path / name).write_bytes(b"x" * size)
     assert models.weight_bytes(str(tmp_path)) == 100
