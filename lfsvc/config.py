@@ -5,16 +5,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lfsvc import paths
 from lfsvc.errors import InvalidConfig
+
+if TYPE_CHECKING:
+    from lfsvc.notify import Target
 
 Check = Callable[[object], Any]
 
 
 class _Refused(Exception):
     """What a value should have been, to go after "must be"."""
+
+
+class _Wrong(Exception):
+    """A whole sentence about a value that must not be shown."""
 
 
 def _absolute_path(value: object) -> str:
@@ -53,6 +60,16 @@ def _one_of(*words: str) -> Check:
         return value
 
     return check
+
+
+def _notify(value: object) -> tuple[Target, ...]:
+    # Imported here: most readers of the config have no `notify:`.
+    from lfsvc.notify import parse_notify
+
+    try:
+        return parse_notify(value)
+    except ValueError as error:
+        raise _Wrong(str(error)) from None
 
 
 def _setting(default: Any, check: Check, help_text: str, *, section: str = "") -> Any:
@@ -105,6 +122,10 @@ class Config:
         "back", _one_of("back", "front"), "where a training's evaluation joins the queue", section="evaluation"
     )
 
+    notify: tuple[Target, ...] = _setting(
+        (), _notify, "whom to tell when jobs end: a list of entries with desktop, command or webhook"
+    )
+
     @property
     def state_folder(self) -> str:
         """The state folder in force."""
@@ -141,6 +162,8 @@ def parse(text: bytes, path: str) -> Config:
             raise InvalidConfig(f"{path}: the key {key!r} is unknown.", "the keys are " + ", ".join(settings))
         try:
             values[field.name] = field.metadata["check"](value)
+        except _Wrong as wrong:
+            raise InvalidConfig(f"{path}: {wrong}.", "mend the entry; `lfsvc notify test` tries it") from None
         except _Refused as refused:
             raise InvalidConfig(f"{path}: {key} must be {refused}, not {value!r}.", "mend the line") from None
     return Config(**values)

@@ -29,10 +29,11 @@ case ${suites[*]} in
 *integration*)
     # dbus-user-session: the user's bus and, through libpam-systemd, his manager; libglib2.0-bin: gdbus; procps: pgrep.
     packages="python3-venv dbus dbus-user-session systemd-container libglib2.0-bin procps shellcheck"
-    # What the Debian package is built with, and its man page read.
+    # A notification daemon and its display; what the Debian package is built with, and its man page read.
+    packages="$packages dunst xvfb openssl"
     packages="$packages git dpkg-dev debhelper dh-python pybuild-plugin-pyproject python3-hatchling python3-shtab man-db"
     ;;
-*) packages="python3-venv dbus shellcheck" ;;
+*) packages="python3-venv dbus shellcheck openssl" ;;
 esac
 # shellcheck disable=SC2086  # a list of words
 need_packages $packages

@@ -80,6 +80,11 @@ def _results_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="FILE", help="the picture, .png or .svg (default loss.png)")
 
 
+def _notify_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("test",), help="send a test message to every target of `notify:`")
+    parser.add_argument("--target", type=positive, metavar="N", help="only to the Nth entry")
+
+
 def _setup_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--remove", action="store_true", help="take the service away again; queue and results stay")
     parser.add_argument("--dry-run", action="store_true", help="say what would be written and started; change nothing")
@@ -117,6 +122,10 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], str, t
     "results": (
         "results", _results_arguments, "the evaluations so far; loss curves",
         ("lfsvc results --sort eval_loss", "lfsvc results --plot loss 1 -o loss.svg"),
+    ),
+    "notify": (
+        "notify", _notify_arguments, "try the notifications that config.yaml sets",
+        ("lfsvc notify test", "lfsvc notify test --target 2"),
     ),
     "setup": (
         "setup", _setup_arguments, "install the scheduler as a service of yours",

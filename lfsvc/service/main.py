@@ -16,12 +16,13 @@ import sdnotify
 from lfsvc import config as settings
 from lfsvc import environment_file, journal, paths
 from lfsvc.config import Config
+from lfsvc.delivery import Children
 from lfsvc.errors import Internal, LfsvcError, NoService
 from lfsvc.files import make_private
 from lfsvc.job import Job, StepState
 from lfsvc.llamafactory import cli
 from lfsvc.llamafactory.environment import job_environment
-from lfsvc.service import dbus
+from lfsvc.service import dbus, notifier
 from lfsvc.service.bus import Bus, BusError
 from lfsvc.service.events import JournalListener, Listener, Log
 from lfsvc.service.launchers.base import Launcher
@@ -37,7 +38,7 @@ from lfsvc.service.terminal import TerminalListener
 from lfsvc.wording import progress_text
 
 
-class Notifier:
+class SystemdNotifier:
     """Word to systemd about the service itself. Silent where NOTIFY_SOCKET is not set: there is nobody to tell."""
 
     def __init__(self) -> None:
@@ -78,7 +79,7 @@ def serve(*, launcher: str = "") -> int:
     try:
         return _serve(launcher)
     except LfsvcError as error:
-        Notifier().notify("STATUS=Failed: " + error.text.replace("\n", " "))
+        SystemdNotifier().notify("STATUS=Failed: " + error.text.replace("\n", " "))
         raise
 
 
@@ -120,9 +121,11 @@ class Service(Listener):
         self._config = config
         self._launcher_override = launcher
         self._log = Log(print_too=not invocation.as_unit)
-        self._systemd = Notifier()
+        self._systemd = SystemdNotifier()
         self._stop = asyncio.Event()
         self._private_bus: PrivateBus | None = None
+        # Those that are no jobs.
+        self._children = Children()
         self._told_status = ""
 
     async def run(self) -> int:
@@ -163,6 +166,16 @@ class Service(Listener):
             log=self._log,
         )
         scheduler.listen(JournalListener(self._log))
+        # Before `load`, so that ends that were missed are told, too.
+        self._notifier = notifier.Notifier(
+            targets=self._config.notify,
+            bus=bus,
+            log=self._log,
+            idle=lambda: not scheduler.running() and not scheduler.queue_length,
+            environment=lambda: {**self._invocation.environment, **self._environment_file()},
+            children=self._children,
+        )
+        scheduler.listen(self._notifier)
         nudges = Nudges(nudge_socket, scheduler.on_nudge)
         try:
             exported = dbus.SchedulerObject(
@@ -181,6 +194,7 @@ class Service(Listener):
             self._systemd.notify("STOPPING=1\nSTATUS=Stopping; jobs go on")
             await scheduler.stop()
             await asyncio.gather(work, return_exceptions=True)
+            await self._notifier.close()
             await exported.close()
             return status
         finally:
@@ -213,8 +227,9 @@ class Service(Listener):
                         f"systemd does not answer on the session bus: {error}.",
                         "set `launcher: process`, or auto",
                     ) from error
-        spare = {self._private_bus.pid} if self._private_bus is not None else set()
-        found.append(ProcessLauncher(spare=spare))
+        if self._private_bus is not None:
+            self._children.pids.add(self._private_bus.pid)
+        found.append(ProcessLauncher(spare=self._children))
         return found
 
     def _environment_file(self) -> Mapping[str, str]:
@@ -287,6 +302,9 @@ class Service(Listener):
 
     def _reload(self) -> None:
         """SIGHUP: read config.yaml again; one that does not hold leaves the old one in force."""
+        if not hasattr(self, "_scheduler"):
+            # It starts, and has just read it.
+            return
         self._systemd.notify("RELOADING=1")
         try:
             config = settings.load()
@@ -296,6 +314,7 @@ class Service(Listener):
                 if getattr(config, key) != getattr(self._config, key):
                     self._log.write(f"{key} has changed; that takes effect with a restart", journal.WARNING)
             self._scheduler.config = self._config = config
+            self._notifier.targets = config.notify
             self._log.write("The config was read again", journal.NOTICE)
         except LfsvcError as error:
             self._log.write(f"The old config stays in force: {error.text}", journal.ERROR)

@@ -21,6 +21,9 @@ BEFORE = {
     "lfsvc kill": "echo 'sleep 100' >long.sh; lfsvc submit long.sh",
     "lfsvc kill 3": "echo 'sleep 100' >long.sh; lfsvc submit long.sh long.sh; lfsvc kill 4",
     "lfsvc notify test": "echo 'notify: [{command: [/bin/true]}]' >~/.config/lfsvc/config.yaml",
+    "lfsvc notify test --target 2": (
+        "echo 'notify: [{command: [/bin/false]}, {command: [/bin/true]}]' >~/.config/lfsvc/config.yaml"
+    ),
     "lfsvc serve --detach": "systemctl --user stop lfsched",
 }
 EXAMPLES = [(command, example) for command, row in COMMANDS.items() for example in row[3]]

@@ -13,8 +13,8 @@ BIN = Path(sys.executable).parent
 
 # Each room and those it may import (DESIGN: imports point downwards).
 SHARED = {
-    "job", "task", "errors", "config", "llamafactory", "documents", "environment_file", "files", "follow", "journal",
-    "paths", "processes", "wording",
+    "job", "task", "errors", "config", "llamafactory", "delivery", "documents", "environment_file", "files", "follow",
+    "journal", "notify", "paths", "processes", "wording",
 }  # fmt: skip
 ALLOWED = {
     "client": SHARED | {"client"},

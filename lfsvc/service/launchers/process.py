@@ -11,9 +11,9 @@ import json
 import os
 import signal
 import subprocess
-from contextlib import suppress
 
 from lfsvc import processes
+from lfsvc.delivery import Children
 from lfsvc.service.launchers.base import CannotStart, Start, boot_id
 
 # How much longer than the grace time a runner may take to end before it is ended itself.
@@ -39,8 +39,8 @@ class ProcessLauncher:
 
     name = "process"
 
-    def __init__(self, *, spare: set[int]) -> None:
-        """Take over the children of this process. `spare`: PIDs of children that are no jobs, such as a bus."""
+    def __init__(self, *, spare: Children) -> None:
+        """Take over the children of this process. `spare`: those that are no jobs, such as a bus."""
         self._running: dict[int, _Running] = {}
         self._spare = spare
         processes.become_subreaper()
@@ -127,8 +127,7 @@ class ProcessLauncher:
             if child is not None:
                 child.poll()
             else:
-                with suppress(ChildProcessError):
-                    os.waitpid(ended.si_pid, os.WNOHANG)
+                self._spare.reap(ended.si_pid)
 
     async def wait(self, job_id: int) -> str:
         running = self._running[job_id]
@@ -166,9 +165,11 @@ class ProcessLauncher:
         """What carries the job's mark, and orphans that have come to this process and belong to no other job."""
         marked = {process.pid: process for process in processes.carrying(MARK, start.folder)}
         others = {running.process.pid for job_id, running in self._running.items() if job_id != start.job_id}
-        for process in processes.descendants(os.getpid()):
-            if process.parent == os.getpid() and process.pid not in self._spare | others:
-                marked.setdefault(process.pid, process)
+        # Under its lock no child is between its start and being known.
+        with self._spare.lock:
+            for process in processes.descendants(os.getpid()):
+                if process.parent == os.getpid() and process.pid not in self._spare.pids | others:
+                    marked.setdefault(process.pid, process)
         marked.pop(os.getpid(), None)
         return list(marked.values())
 
