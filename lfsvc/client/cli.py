@@ -48,8 +48,9 @@ def _kill_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _list_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-n", "--lines", type=positive, default=100, metavar="N", help="how many (default 100)")
+    parser.add_argument("-n", "--lines", type=positive, metavar="N", help="how many (default 100; all with --since)")
     parser.add_argument("--state", action="append", default=[], metavar="STATE", help="only these; may be repeated")
+    parser.add_argument("--since", metavar="TIME", help="ended since, or not yet: 2h, 3d, today, 2026-03-01, ...")
     _json_argument(parser)
 
 
@@ -62,11 +63,14 @@ def _logs_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("id", metavar="ID", nargs="?", type=job_id, help="default: the job that runs, else the last")
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
     parser.add_argument("-n", "--lines", type=positive, metavar="N", help="only the last N lines")
+    parser.add_argument("--step", metavar="STEP", help="only this one: train, merge, eval, collect or shell")
+    parser.add_argument("--journal", action="store_true", help="from the journal instead of the log files")
 
 
 def _wait_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ids", metavar="ID", nargs="*", type=job_id, help="default: the job that runs, else the last")
     parser.add_argument("--all", action="store_true", help="everything that waits or runs now")
+    _json_argument(parser)
 
 
 def _results_arguments(parser: argparse.ArgumentParser) -> None:
@@ -116,9 +120,13 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], str, t
     "kill": ("control", _kill_arguments, "end a running job, cancel a waiting one", ("lfsvc kill", "lfsvc kill 3")),
     "wait": ("follow", _wait_arguments, "wait for the end of jobs", ("lfsvc wait --all", "lfsvc wait 1 2")),
     "status": ("show", _json_argument, "what runs, what waits, what ended", ("lfsvc status", "lfsvc status --json")),
-    "list": ("show", _list_arguments, "the jobs so far, newest first", ("lfsvc list -n 20 --state failed",)),
+    "watch": ("watch", _no_arguments, "the same, live, until you press q", ("lfsvc watch",)),
+    "list": (
+        "show", _list_arguments, "the jobs so far, newest first",
+        ("lfsvc list -n 20 --state failed", "lfsvc list --since yesterday"),
+    ),
     "show": ("show", _show_arguments, "everything about one job", ("lfsvc show 1",)),
-    "logs": ("follow", _logs_arguments, "the output of a job", ("lfsvc logs -f", "lfsvc logs 1 -n 50")),
+    "logs": ("follow", _logs_arguments, "the output of a job", ("lfsvc logs -f", "lfsvc logs 1 --step train")),
     "results": (
         "results", _results_arguments, "the evaluations so far; loss curves",
         ("lfsvc results --sort eval_loss", "lfsvc results --plot loss 1 -o loss.svg"),
@@ -284,4 +292,6 @@ def _suggestion(word: str) -> str:
 
 def print_error(error: LfsvcError) -> None:
     """Print an error as people see it."""
-    print(f"lfsvc: {error.text}", file=sys.stderr)
+    from lfsvc.client.output import emit, error_lines, terminal_width
+
+    emit(error_lines(error.text, terminal_width(sys.stderr)), sys.stderr)

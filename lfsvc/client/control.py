@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lfsvc.client.api import Client
 from lfsvc.errors import LfsvcError, NoService
+from lfsvc.wording import printable
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -23,12 +24,16 @@ def kill_command(arguments: Namespace) -> int:
         job_id = arguments.id
         client.call("KillJob", "t", job_id)
     job = client.call("GetJob", "t", job_id)
-    what = f"{job['command']} {job.get('name') or job['path']}"
+    what = _what(job)
     if job["state"] == "running":
         print(f"job {job_id} is being killed: {what}")
     else:
         print(f"job {job_id} {job['state']}: {what}")
     return 0
+
+
+def _what(job: dict[str, Any]) -> str:
+    return f"{job['command']} {printable(job.get('name') or job['path'])}"
 
 
 def start_command(arguments: Namespace) -> int:
@@ -61,7 +66,7 @@ def stop_command(arguments: Namespace) -> int:
             _terminate(pid)
     print("The scheduler is stopped.")
     for job in running:
-        print(f"job {job['id']} goes on: {job['command']} {job.get('name') or job['path']}")
+        print(f"job {job['id']} goes on: {_what(job)}")
     return 0
 
 

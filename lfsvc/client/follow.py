@@ -33,7 +33,7 @@ def wait_command(arguments: Namespace) -> int:
     else:
         ids = arguments.ids or [default_job(client)]
     status = wait_for(client, ids, output=False, watching=arguments.all, ended=ended)
-    if getattr(arguments, "json", False):
+    if arguments.json:
         print_json(ended)
     return status
 
@@ -52,18 +52,18 @@ def logs_command(arguments: Namespace) -> int:
     client = Client.connect()
     job_id = arguments.id or default_job(client)
     job = client.call("GetJob", "t", job_id)
-    if getattr(arguments, "journal", False):
+    if arguments.journal:
         return _run_journalctl(journal_command(job, arguments))
-    _check_step(job, getattr(arguments, "step", None))
+    _check_step(job, arguments.step)
     if arguments.follow:
         if job["state"] == "queued":
             print(f"lfsvc: job {job_id} waits; its output follows when it runs", file=sys.stderr)
-        _Follow(client, job_id, output=True, lines=arguments.lines, step=getattr(arguments, "step", None)).run()
+        _Follow(client, job_id, output=True, lines=arguments.lines, step=arguments.step).run()
         return 0
-    logs = _logs(job, getattr(arguments, "step", None))
+    logs = _logs(job, arguments.step)
     if not logs:
         reason = "it waits" if job["state"] == "queued" else f"it is {job['state']}"
-        what = f"The step {getattr(arguments, "step", None)} of job" if getattr(arguments, "step", None) else "Job"
+        what = f"The step {arguments.step} of job" if arguments.step else "Job"
         raise LfsvcError(f"{what} {job_id} has no output: {reason}.", f"lfsvc show {job_id}")
     for log, offset in _tail(logs, arguments.lines):
         _print_file(log, offset)
@@ -90,7 +90,7 @@ def journal_command(job: dict[str, Any], arguments: Namespace) -> list[str]:
         # Else it begins 10 lines before the end.
         words += ["--follow"] if arguments.lines else ["--follow", "--no-tail"]
     words.append(f"JOB_ID={job['id']}")
-    return [*words, f"JOB_STEP={getattr(arguments, "step", None)}"] if getattr(arguments, "step", None) else words
+    return [*words, f"JOB_STEP={arguments.step}"] if arguments.step else words
 
 
 def _run_journalctl(command: list[str]) -> int:

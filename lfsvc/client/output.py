@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
-from lfsvc.wording import printable, wrap
+from lfsvc.wording import iso_time, printable, wrap
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,7 +30,7 @@ JOB: dict[str, tuple[str, str]] = {
     "failed_step": ("string", "the step that failed"),
     "failure": ("string", "one sentence: the cause and what to do"),
     "output_dir": ("string", "where its results go"),
-    "log": ("string", "the log of its newest step"),
+    "log": ("string", "the log to look at first: of the step that runs or failed, else of the first"),
     "model": ("string", "the folder of the merged model"),
     "progress": ("progress", "what the trainer said last"),
     "queued_at": ("time", "when it was submitted"),
@@ -97,11 +96,6 @@ def with_iso_times(value: Any) -> Any:
         return [with_iso_times(item) for item in value]
     # NaN is the one number that differs from itself, and infinity minus itself is NaN.
     return None if isinstance(value, float) and value - value != 0 else value
-
-
-def iso_time(usec: int) -> str:
-    """A time for programs."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(usec // 1_000_000)) + f".{usec % 1_000_000:06d}Z"
 
 
 # -- lines for people ------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ import os
 import shutil
 import sys
 import time
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lfsvc.client.output import print_json
 from lfsvc.errors import LfsvcError, WrongUse
 from lfsvc.llamafactory import results
+from lfsvc.wording import printable, text_width
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -279,21 +279,6 @@ def human_number(cell: str) -> str:
         return "0"
     text = f"{value:#.4g}".rstrip(".")
     return text if "e" not in text else f"{value:.0f}" if 1 <= abs(value) < 1e9 else f"{value:.3e}"
-
-
-def printable(text: str) -> str:
-    """A text for a terminal: one line, no control characters, nothing that cannot be written."""
-    return "".join(
-        c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" if "\ud800" <= c <= "\udfff" else " " for c in text
-    )
-
-
-def text_width(text: str) -> int:
-    """Columns of the terminal that a text takes: two for most Chinese, Japanese and Korean characters."""
-    return sum(
-        0 if unicodedata.category(c) in ("Mn", "Me", "Cf") else 1 + (unicodedata.east_asian_width(c) in "WF")
-        for c in text
-    )
 
 
 def _pad(text: str, width: int, column: Column) -> str:

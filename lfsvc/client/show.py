@@ -54,7 +54,7 @@ def recent_jobs(client: Client, *, start: bool = True) -> list[dict[str, Any]]:
 
 def list_command(arguments: Namespace) -> int:
     """Print the newest jobs."""
-    since = since_usec(arguments.since, time.time()) if getattr(arguments, "since", None) else 0
+    since = since_usec(arguments.since, time.time()) if arguments.since else 0
     given: dict[str, Any] = {"state": ("as", arguments.state)} if arguments.state else {}
     client = Client.connect()
     jobs = newest(lambda page: client.call("ListJobs", "a{sv}", {**given, **page}), arguments.lines, since)

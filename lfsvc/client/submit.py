@@ -12,6 +12,7 @@ from lfsvc.client.output import print_json
 from lfsvc.errors import InvalidTask, LfsvcError, WrongUse
 from lfsvc.llamafactory.cli import PROGRAM, find_program
 from lfsvc.task import make_absolute
+from lfsvc.wording import printable
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -115,13 +116,13 @@ def accepted(job: dict[str, Any], ahead: int) -> str:
     """The line that says a task is queued: `job 42 queued (2 ahead): train /abs/x.yaml on devices 0,1`."""
     devices = " on devices " + ",".join(map(str, job["devices"])) if job.get("devices") else ""
     flag = " (no evaluation)" if job["command"] == "train" and not job["evaluate"] else ""
-    return f"job {job['id']} queued ({ahead} ahead): {job['command']} {job['path']}{devices}{flag}"
+    return f"job {job['id']} queued ({ahead} ahead): {job['command']} {printable(job['path'])}{devices}{flag}"
 
 
 def print_warnings(warnings: Any) -> None:
     """Print warnings to stderr."""
     for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(f"warning: {printable(warning)}", file=sys.stderr)
 
 
 def _other_cli(there: str, command: str) -> str:

@@ -34,6 +34,7 @@ from lfsvc.notify import PRESETS, Message, Tally, Target, job_message
 from lfsvc.service.bus import BUS, Bus, BusError, clean
 from lfsvc.service.events import Listener, Log
 from lfsvc.service.wire import job_dictionary
+from lfsvc.wording import iso_time
 
 # Between the tries of one message: a router that restarts is no reason to lose it.
 DELAYS = (2.0, 8.0, 32.0, 128.0)
@@ -304,10 +305,6 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, dict):
         found = {key: plain(item) for key, item in value.items()}
-        return {key: _iso_time(item) if key.endswith("_at") else item for key, item in found.items()}
+        return {key: iso_time(item) if key.endswith("_at") else item for key, item in found.items()}
     # JSON has neither NaN nor infinity, and a loss may be either.
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _iso_time(usec: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(usec // 1_000_000)) + f".{usec % 1_000_000:06d}Z"

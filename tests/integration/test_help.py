@@ -40,7 +40,7 @@ def test_every_example_of_the_help_works(user: Machine, command: str, example: s
     before = BEFORE.get(example, "")
     if command == "watch":
         # It needs a terminal, and a key to end it.
-        example = f"(sleep 1; printf q) | script -qec '{example}' /dev/null"
+        example = f"(sleep 1; printf q) | TERM=xterm script -qec '{example}' /dev/null"
     if "--plot" in example and user.run(["/opt/lfsvc/bin/python", "-c", "import matplotlib"], check=False).returncode:
         done = user.run(["bash", "-c", f"cd {W}; {example}"], env=scheduler.env, check=False)
         assert done.returncode == 1 and "pip install 'lfsvc[plot]'" in done.stderr

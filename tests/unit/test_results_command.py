@@ -13,6 +13,7 @@ import pytest
 from lfsvc.client import results
 from lfsvc.client.results import View
 from lfsvc.errors import LfsvcError
+from lfsvc.wording import printable, text_width
 
 COLUMNS = [
     "run", "mode", "type", "model", "finished_at", "path", "average", "eval_accuracy", "eval_loss",
@@ -75,7 +76,7 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     *lines, last = screen(View(home=HOME, width=width))
     if not last.startswith("No room for"):
         lines.append(last)
-    assert max(map(results.text_width, lines)) <= width
+    assert max(map(text_width, lines)) <= width
     assert lines[0].startswith("run")
 
 
@@ -88,7 +89,7 @@ def test_eighty_columns_show_names_and_metrics_and_say_what_has_no_room() -> Non
 def test_a_path_is_cut_where_it_tells_least() -> None:
     lines = screen(View(home=HOME, width=145))
     assert lines[1].endswith("…svc/eval_results/sums_r8_eval")
-    assert results.text_width(lines[1]) == 145
+    assert text_width(lines[1]) == 145
 
 
 def test_all_shows_every_column_and_cuts_nothing() -> None:
@@ -139,7 +140,7 @@ def test_numbers_have_four_digits(cell: str, shown: str) -> None:
 
 
 def test_a_name_cannot_drive_the_terminal() -> None:
-    assert results.printable("a\x1b[31m\nb\t\udcff") == "a [31m b \N{REPLACEMENT CHARACTER}"
+    assert printable("a\x1b[31m\nb\t\udcff") == "a [31m b \N{REPLACEMENT CHARACTER}"
 
 
 # -- the command ------------------------------------------------------------------------------------
