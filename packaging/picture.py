@@ -21,7 +21,8 @@ def main() -> None:
         console.print(Text.from_ansi(line), soft_wrap=True)
     svg = console.export_svg(title="lfsvc", theme=MONOKAI, unique_id="lfsvc")
     # A picture must not fetch fonts from anywhere: the reader's own monospace does.
-    sys.stdout.write(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL))
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
+    sys.stdout.write(svg.replace("Fira Code", "DejaVu Sans Mono, Menlo, Consolas"))
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _kill_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("id", metavar="ID", nargs="?", type=job_id, help="default: the job that runs")
+    _json_argument(parser)
 
 
 def _list_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from lfsvc.client.api import Client
+from lfsvc.client.output import print_json
 from lfsvc.errors import LfsvcError, NoService
 from lfsvc.wording import printable
 
@@ -24,6 +25,9 @@ def kill_command(arguments: Namespace) -> int:
         job_id = arguments.id
         client.call("KillJob", "t", job_id)
     job = client.call("GetJob", "t", job_id)
+    if arguments.json:
+        print_json(job)
+        return 0
     what = _what(job)
     if job["state"] == "running":
         print(f"job {job_id} is being killed: {what}")

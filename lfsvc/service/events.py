@@ -30,6 +30,29 @@ class Listener:
         """The number of waiting or running jobs, or a running job's status, is another one."""
 
 
+class Held(Listener):
+    """Holds back what happens until somebody can be told: ends that were missed are taken in before the bus answers."""
+
+    def __init__(self) -> None:
+        self._events: list[tuple[str, Job]] | None = []
+
+    def queued(self, job: Job) -> None:
+        self._hold("queued", job)
+
+    def finished(self, job: Job) -> None:
+        self._hold("finished", job)
+
+    def _hold(self, event: str, job: Job) -> None:
+        if self._events is not None:
+            self._events.append((event, job))
+
+    def release(self, listener: Listener) -> None:
+        """Tell it of all that was held; nothing is held from now on."""
+        events, self._events = self._events or [], None
+        for event, job in events:
+            getattr(listener, event)(job)
+
+
 # Kept for ever: the documentation and the message catalog name them.
 MESSAGE_IDS: dict[str, str] = {
     "queued": "28034b905bd444f8bac22c10147d1859",

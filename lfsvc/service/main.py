@@ -24,7 +24,7 @@ from lfsvc.llamafactory import cli
 from lfsvc.llamafactory.environment import job_environment
 from lfsvc.service import dbus, notifier
 from lfsvc.service.bus import Bus, BusError
-from lfsvc.service.events import JournalListener, Listener, Log
+from lfsvc.service.events import Held, JournalListener, Listener, Log
 from lfsvc.service.launchers.base import Launcher
 from lfsvc.service.launchers.process import ProcessLauncher
 from lfsvc.service.launchers.systemd import SystemdLauncher
@@ -183,10 +183,13 @@ class Service(Listener):
             )
             # Ends that were missed are taken in before anybody can ask; a client that waited looks again
             # when the name has an owner.
+            missed = Held()
+            scheduler.listen(missed)
             await scheduler.load()
             exported.export()
             await dbus.claim_name(bus)
             scheduler.listen(exported)
+            missed.release(exported)
             self._listen_on_terminal()
             self._ready(chosen)
             work = asyncio.ensure_future(scheduler.run())

@@ -143,6 +143,26 @@ def test_busctl_and_gdbus_submit_and_see_the_signals(scheduler: Scheduler) -> No
         assert f"[INFO] {line}\n" in log
 
 
+def test_an_end_that_was_missed_is_signalled_by_the_next_service(scheduler: Scheduler) -> None:
+    machine = scheduler.machine
+    job = scheduler.script("missed", f"while [ ! -e {W}/go ]; do sleep 0.1; done; exit 3")
+    wait_until(lambda: scheduler.job(job)["state"] == "running", "not started")
+    scheduler.stop()
+    machine.run(["touch", f"{W}/go"])
+    unit = ["systemctl", "--user", "is-active", f"lfsvc-job-{job}"]
+    wait_until(lambda: machine.run(unit, check=False).returncode != 0, "the job goes on")
+    target = ["--dest", "org.lfsvc1", "--object-path", "/org/lfsvc1"]
+    gdbus = machine.popen(["stdbuf", "-oL", "gdbus", "monitor", "--session", *target])
+    assert gdbus.stdout is not None
+    while "does not have an owner" not in gdbus.stdout.readline():
+        pass
+    scheduler.start()
+    while f"JobFinished (uint64 {job}, 'failed', 3)" not in gdbus.stdout.readline():
+        pass
+    machine.run(["pkill", "-x", "gdbus"])
+    gdbus.communicate()
+
+
 def test_the_introspection_names_every_argument(scheduler: Scheduler) -> None:
     introspect = ["busctl", "--user", "introspect", "--xml-interface", "org.lfsvc1", "/org/lfsvc1"]
     scheduler.cli("status")
