@@ -151,16 +151,19 @@ def test_an_end_that_was_missed_is_signalled_by_the_next_service(scheduler: Sche
     machine.run(["touch", f"{W}/go"])
     unit = ["systemctl", "--user", "is-active", f"lfsvc-job-{job}"]
     wait_until(lambda: machine.run(unit, check=False).returncode != 0, "the job goes on")
-    target = ["--dest", "org.lfsvc1", "--object-path", "/org/lfsvc1"]
-    gdbus = machine.popen(["stdbuf", "-oL", "gdbus", "monitor", "--session", *target])
-    assert gdbus.stdout is not None
-    while "does not have an owner" not in gdbus.stdout.readline():
+    # Not gdbus: its monitor starts what it watches.
+    monitor = machine.popen(
+        ["stdbuf", "-oL", "dbus-monitor", "--session", "type='signal',interface='org.lfsvc1.Scheduler'"]
+    )
+    assert monitor.stdout is not None
+    while "member=NameLost" not in monitor.stdout.readline():
         pass
     scheduler.start()
-    while f"JobFinished (uint64 {job}, 'failed', 3)" not in gdbus.stdout.readline():
+    while "member=JobFinished" not in monitor.stdout.readline():
         pass
-    machine.run(["pkill", "-x", "gdbus"])
-    gdbus.communicate()
+    assert [monitor.stdout.readline().split()[-1] for _ in range(3)] == [str(job), '"failed"', "3"]
+    machine.run(["pkill", "-x", "dbus-monitor"])
+    monitor.communicate()
 
 
 def test_the_introspection_names_every_argument(scheduler: Scheduler) -> None:
