@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 JOURNAL_SECONDS = 0.15
 COUNT_SECONDS = 0.05
 
+PREPARE_SECONDS = 1.0
+
 # Signals that Python ignores for itself; a job must have the default.
 DEFAULT_SIGNALS = (
     signal.SIGPIPE,
@@ -61,6 +63,9 @@ class Runner:
         self._works = steps.works(spec, folder)
         self._report = Report(spec, folder, self._budget, [work.name for work in self._works])
         self._model = ""
+        # What is needed when a step fails is imported while it runs, since an upgrade may come; but not for
+        # a step that is over before that would be done.
+        self._prepare_at: float | None = time.monotonic() + PREPARE_SECONDS
         self._wakeup, wakeup_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._poll.register(self._wakeup, select.POLLIN)
         signal.set_wakeup_fd(wakeup_end, warn_on_full_buffer=False)
@@ -198,9 +203,6 @@ class Runner:
 
     def _after_start(self) -> None:
         """What need not be done before the job's first instruction."""
-        # Needed when a step fails, hours later: an upgrade may come while it runs.
-        from lfsvc.llamafactory import failures  # noqa: F401 - see above
-
         try:
             documents.reserve_result(self._folder)
         except OSError:
@@ -245,7 +247,9 @@ class Runner:
         blocked = any(copy.blocked for copy in copies)
         if blocked:
             self._poll.register(self._journal.fileno(), select.POLLOUT)
-        ends = [end for end in (deadline, self._kill_at or None, self._report.due) if end is not None]
+        self._prepare_for_failure()
+        waits = (deadline, self._kill_at or None, self._report.due, self._prepare_at)
+        ends = [end for end in waits if end is not None]
         wait = 0.0 if more else max(0.0, min(ends) - time.monotonic()) if ends else None
         ready = {fd for fd, _ in self._poll.poll(None if wait is None else wait * 1000)}
         if blocked:
@@ -261,6 +265,12 @@ class Runner:
             except BlockingIOError:
                 pass
         self._reap()
+
+    def _prepare_for_failure(self) -> None:
+        if self._prepare_at is not None and time.monotonic() >= self._prepare_at:
+            from lfsvc.llamafactory import failures  # noqa: F401 - an upgrade may come while the step runs
+
+            self._prepare_at = None
 
     def _pump(self, output: Output) -> None:
         for _ in range(16):

@@ -341,7 +341,7 @@ class Scheduler:
     async def _conclude(
         self, running: Running, result: Mapping[str, Any] | None, reason: str, *, interrupted: bool
     ) -> None:
-        status = await self._read(running.job, documents.STATUS)
+        status = None if result is not None else await self._read(running.job, documents.STATUS)
         self._journal_spent = (result or status or {}).get("journal_spent", self._journal_spent)
         follow_ups: list[FollowUps] = []
 
