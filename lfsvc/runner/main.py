@@ -17,6 +17,7 @@ from lfsvc import documents, journal, processes
 from lfsvc.runner import steps
 from lfsvc.runner.output import PIECE_BYTES, JournalCopy, Output, note
 from lfsvc.runner.report import Report
+from lfsvc.runner.works import works
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Runner:
         self._journal = journal.Journal()
         share = spec["journal"]
         self._budget = journal.Budget(share["lines"], share["seconds"], share["spent"])
-        self._works = steps.works(spec, folder)
+        self._works = works(spec, folder)
         self._report = Report(spec, folder, self._budget, [work.name for work in self._works])
         self._model = ""
         # What is needed when a step fails is imported while it runs, since an upgrade may come; but not for

@@ -75,23 +75,6 @@ class Work:
         return ""
 
 
-def works(spec: Spec, job_folder: str) -> list[Work]:
-    """The steps of a job, in their order. What they need is imported now: an upgrade may come while they run."""
-    if spec["command"] == "shell":
-        return [Shell(spec, job_folder)]
-    found: list[Work] = [LlamaFactory(spec, job_folder)]
-    # .get: a service that was started before an upgrade writes the spec of its own version.
-    if spec.get("merge") is not None:
-        from lfsvc.runner.merge import Merge
-
-        found.append(Merge(spec, job_folder))
-    if spec.get("results") is not None:
-        from lfsvc.runner.collect import Collect
-
-        found.append(Collect(spec, job_folder))
-    return found
-
-
 def timestamp() -> str:
     """Local time as file names carry it: YYYYmmdd_HHMMSS."""
     return time.strftime("%Y%m%d_%H%M%S")
