@@ -322,7 +322,7 @@ def show_lines(
     if job.get("attempts", 1) > 1:
         rows.append(("attempts", str(job["attempts"]), ""))
     if job.get("progress"):
-        rows.append(_how_far(job))
+        rows += _how_far(job)
     rows += [PART, *_steps(job, details.get("commands", {})), PART]
     rows += [("evaluation", _evaluation(item), item["state"]) for item in evaluations]
     rows.append(PART)
@@ -354,14 +354,15 @@ def _pairs(rows: list[tuple[str, str, str]], width: int) -> list[Line]:
     return lines if lines[-1] else lines[:-1]
 
 
-def _how_far(job: Job) -> tuple[str, str, str]:
+def _how_far(job: Job) -> list[tuple[str, str, str]]:
     """What the trainer said last: of a job that has ended, that it was at 100 % tells nothing."""
     progress = job["progress"]
     if job["state"] != "succeeded":
-        return "progress", progress_text(progress), ""
+        return [("progress", progress_text(progress), "")]
     words = [f"{progress['current_steps']} steps"] if progress.get("current_steps") else []
     words += [f"{key} {progress[key]:.4g}" for key in ("loss", "epoch") if key in progress]
-    return "trained", ", ".join(words), ""
+    # An evaluation has trained nothing.
+    return [("trained", ", ".join(words), "")] if words else []
 
 
 def _steps(job: Job, commands: Mapping[str, str]) -> list[tuple[str, str, str]]:
