@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lfsvc.job import NOTHING_RAN, Job, State, Step, StepState
+from lfsvc.task import Command
 
 SIGKILL_STATUS = 128 + 9
 
@@ -52,7 +53,11 @@ def judge(
     verdict = _judge(job, result=result, status=status, reason=reason, interrupted=interrupted, requeue=requeue)
     document = result or status or {}
     # Keys that a runner of an older lfsvc does not write.
-    return replace(verdict, model=document.get("model", ""), progress=document.get("progress", {}))
+    verdict = replace(verdict, model=document.get("model", ""), progress=document.get("progress", {}))
+    if result is not None and "model" not in result and job.task.command is Command.TRAIN:
+        note = "it was started by an earlier lfsvc, which merges nothing"
+        return replace(verdict, warnings=(*verdict.warnings, note))
+    return verdict
 
 
 def _judge(
