@@ -23,6 +23,7 @@ from lfsvc.notify import PRESETS, Message, Target, encode, request_of
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
+    from urllib.error import HTTPError
 
 HTTP_SECONDS = 10.0
 COMMAND_SECONDS = 60.0
@@ -75,14 +76,19 @@ def post(target: Target, message: Message, environment: Mapping[str, str], *, ti
             outcome = Outcome(problem=problem, again=again)
     except urllib.error.HTTPError as error:
         with error:
-            outcome = _http_problem(error.code, error.headers.get("Retry-After") or "", error.read(KEPT_BYTES))
+            try:
+                answer = _read(error, timeout)
+            except (OSError, http.client.HTTPException):
+                # The status has come; what it says of itself has not.
+                answer = b""
+            outcome = _http_problem(error.code, error.headers.get("Retry-After") or "", answer)
     except (OSError, http.client.HTTPException) as error:
         # URLError wraps what happened.
         cause = getattr(error, "reason", None) or error
         outcome = Outcome(problem=_network_problem(cause, timeout), again=not isinstance(cause, ssl.CertificateError))
     except Exception as error:
-        # Whatever a strange server provokes is a reason, not the end of a thread.
-        outcome = Outcome(problem=repr(error))
+        # Whatever a strange server provokes is a reason, not the end of a thread. Its text may hold an address.
+        outcome = Outcome(problem=type(error).__name__)
     return Outcome(
         problem=without_secrets(target, outcome.problem), again=outcome.again, wait_seconds=outcome.wait_seconds
     )
@@ -106,7 +112,7 @@ def _proxies(environment: Mapping[str, str], host: str) -> dict[str, str]:
     return found
 
 
-def _read(response: HTTPResponse, timeout: float) -> bytes:
+def _read(response: HTTPResponse | HTTPError, timeout: float) -> bytes:
     """The beginning of an answer; one that trickles is cut off."""
     deadline = time.monotonic() + timeout
     data = b""
@@ -147,7 +153,7 @@ def _network_problem(cause: object, timeout: float) -> str:
         return f"no answer within {timeout:g} s"
     if verify_message := getattr(cause, "verify_message", ""):
         return f"its certificate is not trusted: {verify_message}"
-    return getattr(cause, "strerror", "") or str(cause) or repr(cause)
+    return shown((getattr(cause, "strerror", "") or str(cause) or repr(cause)).encode("utf-8", "replace"))
 
 
 def problem_of(target: Target, answer: bytes) -> tuple[str, bool]:
@@ -267,7 +273,7 @@ class Command:
         if code == 0:
             return Outcome()
         lines = output.decode("utf-8", "replace").strip().splitlines()
-        end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+        end = f"was killed by {processes.signal_name(-code)}" if code < 0 else f"ended with exit status {code}"
         return Outcome(problem=f"it {end}" + (f": {shown(lines[-1].encode())}" if lines else ""))
 
     def _watch(self, child: subprocess.Popen[bytes], timeout: float) -> tuple[bytes, bool]:
@@ -342,6 +348,8 @@ def environment_of(message: Message) -> dict[str, str]:
     keys = ("id", "state", "name", "command", "task", "path", "exit_status", "failed_step", "failure", "output_dir",
             "log", "model")  # fmt: skip
     rows |= {f"JOB_{key.upper()}": message.job.get(key, "") for key in keys if message.job}
+    # What it leaves behind is no orphan of a job.
+    rows["NOTIFICATION"] = 1
     rows |= {f"COUNT_{state.upper()}": count for state, count in message.counts.items()}
     return {f"LFSVC_{name}": str(value).replace("\0", "\\x00") for name, value in rows.items()}
 

@@ -257,16 +257,18 @@ def _target(number: int, entry: object) -> Target:
         raise ValueError(f"it must have one of desktop, command, webhook, and has {' and '.join(kinds) or 'none'}")
     kind = kinds[0]
     if kind == "desktop" and given[kind] is not True:
-        raise ValueError(f"desktop must be true, not {given[kind]!r}; to turn it off, take the entry away")
+        # Not the value: an address in the wrong place is a secret all the same.
+        raise ValueError("desktop must be true; to turn it off, take the entry away")
     preset = given.get("preset", "json") if kind == "webhook" else ""
     if preset and (not isinstance(preset, str) or preset not in PRESETS):
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {preset!r}")
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}")
     secrets = PRESETS[preset].keys if preset else frozenset()
     known = [kind, "on", *(["preset", *sorted(secrets)] if preset else [])]
     for key in given:
         if key not in known:
             of = f"a {preset} webhook" if preset else f"a {kind} entry"
-            raise ValueError(f"the key {key!r} is unknown; {of} has {', '.join(known)}")
+            named = f"the key {key!r}" if isinstance(key, str) and key.isidentifier() else "a key"
+            raise ValueError(f"{named} is unknown; {of} has {', '.join(known)}")
     for key in secrets & given.keys():
         if not _is_word(given[key]):
             raise ValueError(f"{key} must be text without blanks")

@@ -7,11 +7,18 @@ from __future__ import annotations
 
 import os
 
+from lfsvc.errors import NoService
+
 
 def _base(variable: str, default: str) -> str:
     # The specification: a relative path in one of these variables is invalid and ignored.
     value = os.environ.get(variable, "")
-    return value if value.startswith("/") else os.path.join(os.path.expanduser("~"), default)
+    if value.startswith("/"):
+        return value
+    home = os.path.expanduser("~")
+    if not home.startswith("/"):
+        raise NoService("This user has no home folder.", "set HOME to an absolute path")
+    return os.path.join(home, default)
 
 
 def config_dir() -> str:

@@ -110,6 +110,23 @@ def carrying(variable: str, value: str) -> list[Process]:
     return result
 
 
+def signal_name(number: int) -> str:
+    """The name of a signal: SIGTERM, or `signal 40` for one of the real-time signals, which have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def is_marked(process: Process, variable: str) -> bool:
+    """Whether a process was started with a variable in its environment; false where that cannot be read."""
+    try:
+        with open(f"/proc/{process.pid}/environ", "rb") as file:
+            return any(entry.startswith(f"{variable}=".encode()) for entry in file.read().split(b"\0"))
+    except OSError:
+        return False
+
+
 def become_subreaper() -> None:
     """Let orphaned descendants become children of this process, instead of init's.
 

@@ -50,7 +50,7 @@ def progress_text(progress: Mapping[str, Any]) -> str:
 
 def percentage(progress: Mapping[str, Any]) -> str:
     """`38 %`, rounded down, so that 100 % is said when it is reached; else `step 3 of 40`; else ""."""
-    if "percentage" in progress:
+    if "percentage" in progress and progress["percentage"] == progress["percentage"]:
         return f"{int(progress['percentage'])} %"
     if progress.get("total_steps"):
         return f"step {progress.get('current_steps', 0)} of {progress['total_steps']}"

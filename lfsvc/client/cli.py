@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from lfsvc.errors import LfsvcError, WrongUse
 Handler = Callable[[argparse.Namespace], int]
 
 INTERRUPTED = 130
+# 128 + SIGPIPE
+BROKEN_PIPE = 141
 
 GRAMMAR = """\
 TASK is [train:|eval:]PATH.yaml[@D[,D...]][#no_eval], or PATH.sh:
@@ -230,6 +233,10 @@ def handler_of(command: str) -> Handler:
 
 def run(arguments: list[str]) -> int:
     """Run a command line; give the exit status. Errors go to stderr as one sentence and a hint."""
+    for stream in (sys.stdout, sys.stderr):
+        # A job that is queued must not look like a fault because its name cannot be shown.
+        if (stream.encoding or "").lower() not in ("utf-8", "utf8"):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a TextIOWrapper, as at every start
     try:
         return _run(arguments)
     except LfsvcError as error:
@@ -239,18 +246,35 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # `lfsvc logs | head`: whoever read has enough. stdout is closed here, or Python complains at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception as error:
-        # Nobody is helped by a traceback that did not ask for one.
-        if not _print_trace():
-            fault = LfsvcError(
-                f"A fault in lfsvc: {type(error).__name__}: {error}.",
-                "LFSVC_DEBUG=1 before the command shows where; please report that",
-            )
-            print_error(fault)
+        # `lfsvc logs | head`: whoever read has enough.
+        _give_up_stdout()
+        # Where the status is that of a job, its end has not been seen.
+        waiting = arguments[:1] == ["wait"] or not {"--wait", "--follow"}.isdisjoint(arguments)
+        return BROKEN_PIPE if waiting else 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO, errno.EDQUOT):
+            return _fault(error)
+        _give_up_stdout()
+        print_error(LfsvcError(f"The output cannot be written: {error.strerror}.", "look where stdout goes"))
         return LfsvcError.exit_status
+    except Exception as error:
+        return _fault(error)
+
+
+def _give_up_stdout() -> None:
+    """Let what is still to be flushed go nowhere, or Python complains at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fault(error: Exception) -> int:
+    """Say that lfsvc is at fault. Nobody is helped by a traceback that did not ask for one."""
+    if not _print_trace():
+        fault = LfsvcError(
+            f"A fault in lfsvc: {type(error).__name__}: {error}.",
+            "LFSVC_DEBUG=1 before the command shows where; please report that",
+        )
+        print_error(fault)
+    return LfsvcError.exit_status
 
 
 def _print_trace() -> bool:

@@ -19,6 +19,7 @@ from lfsvc.wording import printable
 if TYPE_CHECKING:
     from argparse import Namespace
 
+AWAY_SECONDS = 2.0
 LIVING = ("queued", "running")
 TAIL_BYTES = 64 * 1024
 
@@ -195,7 +196,8 @@ class _Follow:
         while job is None or job["state"] in LIVING:
             self._wait()
             # Any word about this job, or of the service's coming and going, is a reason to look.
-            if any(values[0] in (self._job_id, NAME) for _, values in self.client.take_signals()):
+            told = any(values[0] in (self._job_id, NAME) for _, values in self.client.take_signals())
+            if told or self._away:
                 job = self._look(start=False)
         self._finish(job)
         return job
@@ -236,8 +238,11 @@ class _Follow:
             # `| head` has enough: that is told as an error of the pipe, whatever is asked for.
             poll.register(sys.stdout.fileno(), 0)
         if not self.client.has_signals():
-            events = dict(poll.poll())
-            if self._output and events.get(sys.stdout.fileno(), 0) & select.POLLERR:
+            # An answer that did not come in time may have been the last word: then it asks again by itself.
+            events = dict(poll.poll(AWAY_SECONDS * 1000 if self._away else None))
+            if self._output and events.get(sys.stdout.fileno(), 0) & (
+                select.POLLERR | select.POLLHUP | select.POLLNVAL
+            ):
                 raise BrokenPipeError
         self._print()
 

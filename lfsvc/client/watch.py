@@ -114,11 +114,15 @@ class LossHistory:
             return
         if isinstance(loss, bool) or not isinstance(loss, int | float):
             return
+        try:
+            value = float(loss)
+        except OverflowError:
+            return
         if step <= self._step:
             # LLaMA-Factory appends: the next run of the same folder begins here.
             self.values = []
         self._step = step
-        self.values.append(float(loss))
+        self.values.append(value)
         if len(self.values) > MAX_POINTS:
             self.values = self.values[::2]
 
@@ -203,7 +207,7 @@ class View:
             self._reconnect()
             return
         try:
-            if self.client.take_signals():
+            if self.client.take_signals() or self.away:
                 self.ask()
         except BusGone:
             self.client, self.away = None, True
@@ -260,7 +264,10 @@ def to_text(lines: Sequence[Line], text_class: Any) -> Any:
 # -- the terminal -----------------------------------------------------------------------------------
 
 
-ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+ENDING = (
+    signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM,
+    signal.SIGABRT,
+)  # fmt: skip
 
 
 class _Leave(BaseException):

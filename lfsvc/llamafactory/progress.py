@@ -17,6 +17,9 @@ FILE = "trainer_log.jsonl"
 # An hour of training writes some kilobytes. A reader that is further behind skips to the newest part.
 MAX_BYTES = 256 * 1024
 
+# A number beyond it is no measurement, and may not fit a float at all.
+MOST = 1e300
+
 COUNTS = ("current_steps", "total_steps")
 NUMBERS = ("percentage", "loss", "lr", "epoch")
 TIMES = ("elapsed_time", "remaining_time")
@@ -105,8 +108,11 @@ def progress_of(line: bytes) -> dict[str, Any]:
             found[key] = value
     for key in NUMBERS:
         value = entry.get(key)
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MOST:
             found[key] = float(value)
+        elif isinstance(value, float) and key != "percentage":
+            # A loss that is no number, or without end.
+            found[key] = value
     for key in TIMES:
         seconds = seconds_of(entry.get(key))
         if seconds is not None:

@@ -12,6 +12,7 @@ import time
 
 from lfsvc.files import create_fresh, write_all
 from lfsvc.llamafactory.cli import PROGRAM, find_program
+from lfsvc.processes import signal_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -196,14 +197,5 @@ def describe_end(name: str, exit_status: int, log_path: str, lost_because: str =
     if exit_status > 128:
         number = exit_status - 128
         why = {9: ", which is nearly always the kernel short of memory: see `journalctl -k`"}.get(number, "")
-        return f"The {name} step died of signal {number} ({_signal_name(number)}){why}.{where}"
+        return f"The {name} step died of signal {number} ({signal_name(number)}){why}.{where}"
     return f"The {name} step ended with exit status {exit_status}.{where}"
-
-
-def _signal_name(number: int) -> str:
-    import signal
-
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"SIG{number}"

@@ -9,9 +9,11 @@ import sys
 from collections.abc import Callable
 
 from lfsvc import config as settings
-from lfsvc.files import make_private
+from lfsvc.errors import Internal
+from lfsvc.service.lock import make_private_state
 
 LOG = "serve.log"
+LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
 
 # Longer than a start takes on a machine under load; a queue of 100,000 jobs is loaded in a second.
 READY_SECONDS = 100.0
@@ -21,11 +23,15 @@ def detach(serve: Callable[[], int]) -> int:
     """Run `serve` in a process of its own, without this terminal; give the exit status.
 
     Raises:
-        LfsvcError: the config does not hold.
+        LfsvcError: the config does not hold, or the state folder takes no log.
     """
-    folder = settings.load().state_folder
-    make_private(folder)
-    log = os.path.join(folder, LOG)
+    config = settings.load()
+    make_private_state(config)
+    log = os.path.join(config.state_folder, LOG)
+    try:
+        os.close(os.open(log, LOG_FLAGS, 0o600))
+    except OSError as error:
+        raise Internal(f"{log} cannot be written: {error.strerror}.", "move it away") from error
     told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
     with told:
         # As systemd would: the service tells of its start by sd_notify(3). An abstract name, chosen by the kernel.
@@ -59,12 +65,14 @@ def _leave_the_terminal(log: str) -> None:
     os.chdir("/")
     for path, flags, fd in (
         ("/dev/null", os.O_RDONLY, 0),
-        (log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 1),
-        (log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 2),
+        (log, LOG_FLAGS, 1),
+        (log, LOG_FLAGS, 2),
     ):
         opened = os.open(path, flags, 0o600)
         os.dup2(opened, fd)
         os.close(opened)
+    # Of whoever called: a lock or a pipe that would stay open as long as the service runs.
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
 
 
 def _wait_until_ready(told: socket.socket, pid: int) -> str | None:

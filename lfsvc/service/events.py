@@ -6,6 +6,7 @@ import sys
 
 from lfsvc import journal
 from lfsvc.job import Job, State
+from lfsvc.wording import printable
 
 
 class Listener:
@@ -121,7 +122,8 @@ class Log:
             self.missed += 1
         if self._print:
             try:
-                print(message, file=sys.stderr, flush=True)
+                # A name may hold what a terminal obeys.
+                print("\n".join(map(printable, message.split("\n"))), file=sys.stderr, flush=True)
             except OSError:
                 # The terminal is gone; the service is not.
                 self._print = False

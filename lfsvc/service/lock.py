@@ -5,7 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 
+from lfsvc import paths
+from lfsvc.config import Config
 from lfsvc.errors import Internal, InvalidConfig
+from lfsvc.files import make_private
 
 # File systems on which SQLite's WAL is not safe and two machines would share a queue.
 # Source: https://www.sqlite.org/wal.html ("WAL does not work over a network filesystem").
@@ -82,3 +85,20 @@ class StateLock:
     def close(self) -> None:
         """Give the lock back."""
         os.close(self._fd)
+
+
+def make_private_state(config: Config) -> None:
+    """Make the state folder.
+
+    Raises:
+        InvalidConfig, Internal: it is on a network file system, or cannot be made.
+    """
+    folder = config.state_folder
+    refuse_network_file_system(folder, paths.config_file())
+    try:
+        make_private(folder)
+    except OSError as error:
+        raise Internal(
+            f"The state folder {folder} cannot be used: {error.strerror or error}.",
+            f"mend it, or put `state_dir: /another/folder` into {paths.config_file()}",
+        ) from error

@@ -18,7 +18,6 @@ from lfsvc import environment_file, journal, paths
 from lfsvc.config import Config
 from lfsvc.delivery import Children
 from lfsvc.errors import Internal, LfsvcError, NoService
-from lfsvc.files import make_private
 from lfsvc.job import Job, StepState
 from lfsvc.llamafactory import cli
 from lfsvc.llamafactory.environment import job_environment
@@ -28,7 +27,7 @@ from lfsvc.service.events import Held, JournalListener, Listener, Log
 from lfsvc.service.launchers.base import Launcher
 from lfsvc.service.launchers.process import ProcessLauncher
 from lfsvc.service.launchers.systemd import SystemdLauncher
-from lfsvc.service.lock import StateLock, refuse_network_file_system
+from lfsvc.service.lock import StateLock, make_private_state
 from lfsvc.service.nudges import Nudges, socket_path
 from lfsvc.service.private_bus import PrivateBus
 from lfsvc.service.scheduler import Scheduler
@@ -94,23 +93,6 @@ def _serve(launcher: str) -> int:
         return asyncio.run(Service(invocation, config, launcher).run())
     finally:
         lock.close()
-
-
-def make_private_state(config: Config) -> None:
-    """Make the state folder.
-
-    Raises:
-        InvalidConfig, Internal: it is on a network file system, or cannot be made.
-    """
-    folder = config.state_folder
-    refuse_network_file_system(folder, paths.config_file())
-    try:
-        make_private(folder)
-    except OSError as error:
-        raise Internal(
-            f"The state folder {folder} cannot be used: {error.strerror or error}.",
-            f"mend it, or put `state_dir: /another/folder` into {paths.config_file()}",
-        ) from error
 
 
 class Service(Listener):

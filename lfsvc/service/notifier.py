@@ -86,8 +86,14 @@ class Outbox:
             self._push(_Entry(time.monotonic(), next(self._numbers), target, message))
             if self._thread is None:
                 # A daemon: the service's end does not wait for a server.
-                self._thread = threading.Thread(target=self._run, name="notifications", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="notifications", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    # No more threads for this user; the next message tries again.
+                    self._say(target, message, str(error))
+                    return
+                self._thread = thread
 
     def _push(self, entry: _Entry) -> None:
         if len(self._waiting) >= MOST_WAITING:
@@ -100,7 +106,11 @@ class Outbox:
 
     def _run(self) -> None:
         while (entry := self._next()) is not None:
-            outcome = self._attempt(entry.target, entry.message)
+            try:
+                outcome = self._attempt(entry.target, entry.message)
+            except Exception as error:
+                # Whatever one target provokes, the others are told.
+                outcome = Outcome(problem=f"{type(error).__name__}: {error}")
             with self._condition:
                 self._busy = None
                 if self._abandoned:

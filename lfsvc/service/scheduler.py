@@ -11,6 +11,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +34,9 @@ FIRST_STATUS_SECONDS = 2.0
 
 # After a disk that failed, how long until the end of a job is tried to be stored again.
 RETRY_SECONDS = 5.0
+
+# How long the evaluations of a training may take to be made: its end must be stored, too.
+FOLLOW_UP_SECONDS = 60.0
 
 
 # Jobs with their snapshots that the end of another queues, and its warnings about them.
@@ -60,6 +64,8 @@ class Scheduler:
         self._surroundings = surroundings
         self._log = log
         self._listeners: list[Listener] = []
+        # For files of the user's, on file systems that may not answer: what the queue needs has other threads.
+        self._files = ThreadPoolExecutor(max_workers=4, thread_name_prefix="files")
         self._running: dict[int, Running] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
@@ -76,7 +82,11 @@ class Scheduler:
 
     def _tell(self, event: str, *arguments: Job) -> None:
         for listener in self._listeners:
-            getattr(listener, event)(*arguments)
+            try:
+                getattr(listener, event)(*arguments)
+            except Exception:
+                # It is stored; who cannot be told must not keep the queue.
+                self._log.write(f"A fault in lfsvc, please report it:\n{traceback.format_exc()}", journal.ERROR)
 
     # -- what clients ask ------------------------------------------------------------------------
 
@@ -98,7 +108,8 @@ class Scheduler:
 
     async def _admit(self, text: str, options: Options) -> tuple[Job, bytes]:
         ahead = [Ahead(job_id=number, output_dir=folder) for number, folder in await self._store.output_folders()]
-        admitted = await asyncio.to_thread(
+        admitted = await asyncio.get_running_loop().run_in_executor(
+            self._files,
             lambda: admit(
                 text,
                 options,
@@ -107,7 +118,7 @@ class Scheduler:
                 environment_file=self._surroundings.environment_file(),
                 default_umask=self._surroundings.umask,
                 ahead=ahead,
-            )
+            ),
         )
         return admitted.job, admitted.snapshot
 
@@ -191,6 +202,7 @@ class Scheduler:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._files.shutdown(wait=False, cancel_futures=True)
 
     def on_nudge(self, job_id: int) -> None:
         """A runner says that its documents have changed."""
@@ -271,10 +283,11 @@ class Scheduler:
     async def _put_back(self, job: Job) -> None:
         """Undo a start of which nothing ran."""
         async with self._lock:
-            self._running.pop(job.id, None)
             await self._store.change(
                 job.id, State.QUEUED, at_head=True, attempt=job.attempt - 1, started_at=0, handle=""
             )
+            # Together: nobody may see an empty queue between them.
+            self._running.pop(job.id, None)
             self.queue_length += 1
 
     def _start_of(self, job: Job) -> Start:
@@ -369,9 +382,13 @@ class Scheduler:
     async def _follow_ups(self, job: Job, verdict: Verdict) -> FollowUps:
         folder = self._store.job_folder(job.id)
         try:
-            return await asyncio.to_thread(
-                lambda: evaluations.follow_ups(job, folder, model=verdict.model, config=self.config)
+            made = asyncio.get_running_loop().run_in_executor(
+                self._files, lambda: evaluations.follow_ups(job, folder, model=verdict.model, config=self.config)
             )
+            return await asyncio.wait_for(made, FOLLOW_UP_SECONDS)
+        except asyncio.TimeoutError:
+            where = f"{job.output_dir} or {self.config.results_folder}"
+            return (), (f"no evaluation was queued: {where} did not answer within {FOLLOW_UP_SECONDS:g} s",)
         except Exception as error:
             # The end of the training is stored all the same, and the queue goes on.
             self._log.write(f"A fault in lfsvc, please report it:\n{traceback.format_exc()}", journal.ERROR)
@@ -424,11 +441,11 @@ class Scheduler:
                 )
                 self.queue_length += len(added)
             self._running.pop(job_id, None)
+        self._wake.set()
         self._tell("queued" if verdict.state is State.QUEUED else "finished", job)
         for follower in added:
             self._tell("queued", follower)
         self._tell("changed")
-        self._wake.set()
 
     async def _reconcile(self, job: Job) -> None:
         """Find out what became of a job that was running when the last service ended."""

@@ -582,3 +582,25 @@ def test_a_daemon_that_hangs_delays_nobody(bus_address: str) -> None:
                 ]
 
     asyncio.run(main())
+
+
+def test_a_target_that_provokes_a_fault_does_not_silence_the_others() -> None:
+    told: list[str] = []
+    said: list[str] = []
+    done = threading.Event()
+
+    def attempt(target: Target, message: Message) -> Outcome:
+        del message
+        if target.number == 1:
+            raise ValueError("40 is not a valid Signals")
+        told.append(target.label)
+        done.set()
+        return Outcome()
+
+    outbox = Outbox(attempt, lambda target, message, problem: said.append(problem), ())
+    message = Message(event="failed", title="t", body="", host="h")
+    for number in (1, 2):
+        outbox.put(Target(number=number, kind="desktop", on=frozenset()), message)
+    assert done.wait(20)
+    outbox.close(5)
+    assert (told, said) == (["desktop"], ["ValueError: 40 is not a valid Signals"])

@@ -140,7 +140,7 @@ class ProcessLauncher:
         if code is None or code == 0:
             return ""
         if code < 0:
-            return f"was killed by {signal.Signals(-code).name}"
+            return f"was killed by {processes.signal_name(-code)}"
         return f"ended with exit status {code}"
 
     async def stop(self, job_id: int) -> None:
@@ -168,7 +168,8 @@ class ProcessLauncher:
         # Under its lock no child is between its start and being known.
         with self._spare.lock:
             for process in processes.descendants(os.getpid()):
-                if process.parent == os.getpid() and process.pid not in self._spare.pids | others:
+                ours = process.parent == os.getpid() and process.pid not in self._spare.pids | others
+                if ours and not processes.is_marked(process, "LFSVC_NOTIFICATION"):
                     marked.setdefault(process.pid, process)
         marked.pop(os.getpid(), None)
         return list(marked.values())

@@ -6,7 +6,6 @@ Sources: org.freedesktop.systemd1(5), systemd.kill(5), systemd.service(5).
 from __future__ import annotations
 
 import asyncio
-import signal
 from contextlib import suppress
 from typing import Any
 
@@ -14,7 +13,7 @@ from dbus_next.constants import MessageType
 from dbus_next.message import Message
 from dbus_next.signature import Variant
 
-from lfsvc import paths
+from lfsvc import paths, processes
 from lfsvc.service.bus import Bus, BusError
 from lfsvc.service.launchers.base import CannotStart, Refused, Start, boot_id
 
@@ -79,10 +78,7 @@ class _Watch:
             if FIRST_OWN_STATUS <= self.main_status <= LAST_OWN_STATUS:
                 return f"could not be started by systemd (exit status {self.main_status}, see systemd.exec(5))"
             return f"ended with exit status {self.main_status}"
-        try:
-            return f"was killed by {signal.Signals(self.main_status).name}"
-        except ValueError:
-            return f"was killed by signal {self.main_status}"
+        return f"was killed by {processes.signal_name(self.main_status)}"
 
 
 class SystemdLauncher:
