@@ -186,6 +186,8 @@ def _parse_suffix(suffix: str) -> tuple[tuple[int, ...], bool]:
 def _parse_devices(text: str) -> tuple[int, ...]:
     devices: list[int] = []
     for word in text.split(","):
+        if not text:
+            raise InvalidTask("No device follows the @.", "leave it out, or give numbers, such as @0,1,2,3")
         if not word:
             raise InvalidTask(f"A device is empty in @{text}.", "give numbers, such as @0,1,2,3")
         # Not int(): that takes " 1", "+1", "1_0" and digits of other scripts.

@@ -27,14 +27,26 @@ TASK is [train:|eval:]PATH.yaml[@D[,D...]][#no_eval], or PATH.sh:
 def _submit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("tasks", metavar="TASK", nargs="+", help="what to run, in this order")
     waiting = parser.add_mutually_exclusive_group()
-    waiting.add_argument("--wait", action="store_true", help="wait for the end; exit with the job's exit status")
+    waiting.add_argument(
+        "--wait",
+        action="store_true",
+        help="wait for the end (not for an evaluation that it queues); exit with its status",
+    )
     waiting.add_argument("--follow", action="store_true", help="as --wait, and print the job's output as it comes")
-    parser.add_argument("--env", metavar="KEY=VALUE", action="append", default=[], help="environment of the job alone")
-    parser.add_argument("--name", default="", help="a name to find it by")
-    parser.add_argument("--requeue", action="store_true", help="queue it again if the machine goes down under it")
-    parser.add_argument("--no-requeue", action="store_true", help="do not")
-    parser.add_argument("--force", action="store_true", help="submit in spite of what is only probably wrong")
+    _env_argument(parser)
+    parser.add_argument("--name", default="", help="shown in place of the file's name")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--requeue", action="store_true", help="queue it again, once, if the machine goes down under it")
+    again.add_argument("--no-requeue", action="store_true", help="never do (a .sh without --requeue is not, either)")
+    parser.add_argument("--force", action="store_true", help="submit although LLaMA-Factory would refuse it")
     _json_argument(parser)
+
+
+def _env_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--env", metavar="KEY[=VALUE]", action="append", default=[],
+        help="environment of the job alone; without a value, this shell's",
+    )  # fmt: skip
 
 
 def _json_argument(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +54,9 @@ def _json_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def _check_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task", metavar="TASK")
+    parser.add_argument("task", metavar="TASK", help="as for submit")
+    _env_argument(parser)
+    parser.add_argument("--force", action="store_true", help="as for submit --force")
     _json_argument(parser)
 
 
@@ -59,7 +73,7 @@ def _list_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _show_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("id", metavar="ID", type=job_id)
+    parser.add_argument("id", metavar="ID", type=job_id, help="the number of a job: lfsvc list shows them")
     _json_argument(parser)
 
 
@@ -73,7 +87,7 @@ def _logs_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _wait_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ids", metavar="ID", nargs="*", type=job_id, help="default: the job that runs, else the last")
-    parser.add_argument("--all", action="store_true", help="everything that waits or runs now")
+    parser.add_argument("--all", action="store_true", help="until nothing waits or runs any more, evaluations included")
     _json_argument(parser)
 
 
@@ -96,7 +110,7 @@ def _notify_arguments(parser: argparse.ArgumentParser) -> None:
 def _setup_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--remove", action="store_true", help="take the service away again; queue and results stay")
     parser.add_argument("--dry-run", action="store_true", help="say what would be written and started; change nothing")
-    parser.add_argument("--no-linger", action="store_true", help="let jobs end when you log out")
+    parser.add_argument("--no-linger", action="store_true", help="do not enable linger: jobs end when you log out")
     parser.add_argument("--no-start", action="store_true", help="write the files, start nothing")
 
 
@@ -124,7 +138,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], str, t
     "kill": ("control", _kill_arguments, "end a running job, cancel a waiting one", ("lfsvc kill", "lfsvc kill 3")),
     "wait": ("follow", _wait_arguments, "wait for the end of jobs", ("lfsvc wait --all", "lfsvc wait 1 2")),
     "status": ("show", _json_argument, "what runs, what waits, what ended", ("lfsvc status", "lfsvc status --json")),
-    "watch": ("watch", _no_arguments, "the same, live, until you press q", ("lfsvc watch",)),
+    "watch": ("watch", _no_arguments, "status, live, until you press q", ("lfsvc watch",)),
     "list": (
         "show", _list_arguments, "the jobs so far, newest first",
         ("lfsvc list -n 20 --state failed", "lfsvc list --since yesterday"),
@@ -289,10 +303,16 @@ def _print_trace() -> bool:
 
 def _run(arguments: list[str]) -> int:
     command = arguments[0] if arguments else ""
+    if command == "help":
+        arguments = [*arguments[1:2], "--help"]
+        command = arguments[0]
     if command and not command.startswith("-") and command not in COMMANDS:
         raise WrongUse(f"There is no command {command!r}.", _suggestion(command))
     parser = make_parser(command)
-    namespace = parser.parse_args(arguments)
+    namespace, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        named = f"lfsvc {command}" if command in COMMANDS else "lfsvc"
+        raise WrongUse(f"Unrecognized arguments: {' '.join(unknown)}.", f"{named} --help")
     if namespace.version:
         import lfsvc
 

@@ -68,7 +68,7 @@ def stop_command(arguments: Namespace) -> int:
             pass
         if not client.stop_service():
             _terminate(pid)
-    print("The scheduler is stopped.")
+    print("The scheduler is stopped until the next lfsvc command or login; what waits stays queued.")
     for job in running:
         print(f"job {job['id']} goes on: {_what(job)}")
     return 0

@@ -161,7 +161,7 @@ def _scheduler(facts: Facts) -> Check:
     if not facts.booted:
         return bad("none runs", "lfsvc serve --detach")
     if facts.unit.get("LoadState") != "loaded":
-        return bad("none runs", "lfsvc setup")
+        return bad("none runs", "lfsvc setup" if facts.under_systemd else "lfsvc serve --detach")
     if facts.unit.get("ActiveState") == "failed" or facts.unit.get("Result", "success") != "success":
         said, _, hint = facts.unit.get("StatusText", "").removeprefix("Failed: ").partition(" hint: ")
         why = said or f"ended as {facts.unit.get('Result')}"
@@ -171,7 +171,10 @@ def _scheduler(facts: Facts) -> Check:
 
 def _config(facts: Facts) -> Check:
     path = paths.config_file()
-    return bad(*facts.config_problem) if facts.config_problem[0] else ok(f"{path} (or its defaults) holds")
+    problem, fix = facts.config_problem
+    if problem:
+        return bad(f"{problem} A running scheduler keeps its settings, and will not start with these", fix)
+    return ok(f"{path} holds" if os.path.exists(path) else "the defaults hold")
 
 
 def _llamafactory(facts: Facts) -> Check:
@@ -185,7 +188,7 @@ def _llamafactory(facts: Facts) -> Check:
 def _this_shell(facts: Facts) -> Check:
     here, there = facts.program_here, facts.program
     if not here:
-        return skip(f"has no {PROGRAM}, and needs none")
+        return skip(f"has no {PROGRAM}" + (", and needs none" if there else " either: activate its environment first"))
     if not there or os.path.realpath(here) == os.path.realpath(there):
         return ok(f"finds {here}" if not there else f"finds the same {PROGRAM} as the jobs")
     return warn(f"finds another {PROGRAM}: {here}", "lfsvc setup here, if jobs are to run that one")

@@ -29,11 +29,15 @@ def wait_command(arguments: Namespace) -> int:
     client = Client.connect()
     ended: list[dict[str, Any]] = []
     if arguments.all:
+        status = 0
         client.watch()
-        ids = _living(client)
+        # The end of a training queues its evaluation, so it is asked again until nothing is left.
+        while ids := _living(client):
+            status = wait_for(client, ids, output=False, watching=True, ended=ended) or status
+            client = Client.connect()
+            client.watch()
     else:
-        ids = arguments.ids or [default_job(client)]
-    status = wait_for(client, ids, output=False, watching=arguments.all, ended=ended)
+        status = wait_for(client, arguments.ids or [default_job(client)], output=False, ended=ended)
     if arguments.json:
         print_json(ended)
     return status
@@ -80,7 +84,8 @@ def _check_step(job: dict[str, Any], step: str | None) -> None:
 
 def journal_command(job: dict[str, Any], arguments: Namespace) -> list[str]:
     """The argument vector of journalctl for a job. With -f it goes on until Ctrl-C: the journal knows no end."""
-    words = ["journalctl", "--user", "--unit=lfsched"]
+    # A few lines need no pager.
+    words = ["journalctl", "--user", "--unit=lfsched", *(["--no-pager"] if arguments.lines else [])]
     if arguments.lines:
         # Not beside --since: journalctl of systemd 252 takes the first lines then, not the last.
         words.append(f"--lines={arguments.lines}")

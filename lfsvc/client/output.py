@@ -62,7 +62,7 @@ PROGRESS: dict[str, tuple[str, str]] = {
 }
 STATUS: dict[str, tuple[str, str]] = {
     "version": ("string", "of the scheduler"),
-    "state": ("string", "idle, running or paused"),
+    "state": ("string", "idle or running"),
     "running": ("array of job", "what runs"),
     "queued": ("array of job", "what waits, next first; at most 100"),
     "queue_length": ("integer", "how many wait"),

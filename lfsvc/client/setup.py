@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ACTIVATION = "org.lfsvc1.service"
+# Beside the jobs' environment: what setup wrote there last.
+WRITTEN = ".setup"
 PACKAGED_UNIT = f"/usr/lib/systemd/user/{UNIT}"
 
 NEXT = "lfsvc submit train:/path/to/config.yaml@0,1"
@@ -55,8 +57,8 @@ SESSION_VARIABLES = (
 
 HEADER = """\
 The environment of the jobs of lfsched.service: what was exported where `lfsvc setup` ran.
-Edit it as you like; it is read at every start of a job. `lfsvc setup` writes it anew and
-keeps the version before as environment.old. Format: systemd.exec(5), EnvironmentFile=."""
+Edit it as you like; it is read at every start of a job. `lfsvc setup` writes it anew, keeps
+what you have set, and the version before as environment.old. Format: systemd.exec(5), EnvironmentFile=."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +108,7 @@ def setup_command(arguments: Namespace) -> int:
     todo = plan(os.environ, _present_variables(), os.path.dirname(sys.executable))
     if arguments.dry_run:
         return _say_plan(todo, linger=not arguments.no_linger, start=not arguments.no_start)
-    write(todo)
-    _say_written(todo)
+    _say_written(todo, write(todo))
     # Asked for again where it is set and no systemd runs: logind then starts one.
     lingers = has_linger() and paths.has_user_manager()
     lingers = lingers or (booted and not arguments.no_linger and enable_linger()) or has_linger()
@@ -121,16 +122,15 @@ def setup_command(arguments: Namespace) -> int:
     return _start()
 
 
-def write(todo: Plan) -> None:
-    """Write what was planned.
+def write(todo: Plan) -> list[str]:
+    """Write what was planned; give the names of the user's own edits of the jobs' environment, which are kept.
 
     Raises:
         LfsvcError: a file cannot be written; the message names it.
     """
     for path, text in own_files().items():
         _write(path, text.encode(), 0o644)
-    if todo.variables is not None:
-        _write_environment(todo.variables)
+    return [] if todo.variables is None else _write_environment(todo.variables)
 
 
 def own_files() -> dict[str, str]:
@@ -158,11 +158,13 @@ def _say_plan(todo: Plan, *, linger: bool, start: bool) -> int:
     return 0
 
 
-def _say_written(todo: Plan) -> None:
+def _say_written(todo: Plan, kept: list[str]) -> None:
     files = own_files()
     print(f"wrote {' and '.join(files)}" if files else f"the unit is the package's: {PACKAGED_UNIT}")
     if todo.variables is not None:
         print(f"wrote {paths.environment_file()}: {len(todo.variables)} variables of this shell, for the jobs")
+    if kept:
+        print(f"kept your own: {' '.join(kept)}")
     warn(todo.notes)
     if os.getuid() == 0 and os.environ.get("SUDO_USER"):
         warn((f"this was for root; for yourself, run it as {os.environ['SUDO_USER']}, without sudo",))
@@ -223,6 +225,7 @@ def _remove(*, dry_run: bool) -> int:
     if dry_run:
         print("".join(f"would remove {path}\n" for path in present), end="")
         return 0
+    living = _living()
     systemctl("disable", "--now", UNIT, quiet=True)
     for path in present:
         try:
@@ -232,8 +235,21 @@ def _remove(*, dry_run: bool) -> int:
             raise LfsvcError(f"{path} cannot be removed: {error.strerror}.", "mend its permissions") from error
         print(f"removed {path}")
     systemctl("daemon-reload", quiet=True)
+    if living:
+        warn((f"{living}; to end what runs, lfsvc setup and lfsvc kill",))
     print(f"kept the queue and the jobs' files in {paths.state_dir()}, the settings in {paths.config_dir()}")
     return 0
+
+
+def _living() -> str:
+    """What runs and waits, in words; "" where nothing does, or nobody can say."""
+    try:
+        status = Client.connect().call("Status", start=False)
+    except LfsvcError:
+        return ""
+    running = [f"job {job['id']} goes on" for job in status["running"]]
+    waiting = [f"{status['queue_length']} wait"] if status["queue_length"] else []
+    return ", ".join(running + waiting)
 
 
 def activation_in_place() -> bool:
@@ -329,7 +345,8 @@ def _write(path: str, data: bytes, mode: int) -> None:
         ) from error
 
 
-def _write_environment(variables: Mapping[str, str]) -> None:
+def _write_environment(variables: Mapping[str, str]) -> list[str]:
+    """Write the jobs' environment; give the names of the user's own edits, which are kept."""
     path = paths.environment_file()
     data = environment_file.render(variables, HEADER)
     try:
@@ -339,7 +356,22 @@ def _write_environment(variables: Mapping[str, str]) -> None:
         before = data
     except OSError as error:
         raise LfsvcError(f"{path} cannot be read: {error.strerror}.", "mend its permissions") from error
+    kept = _edits(before)
+    data = environment_file.render({**variables, **kept}, HEADER) if kept else data
     if before != data:
-        # It may hold lines of the user's own.
+        # It may hold comments of the user's own.
         _write(path + ".old", before, 0o600)
     _write(path, data, 0o600)
+    # What is another in `path` than here is an edit, which the next setup keeps.
+    _write(path + WRITTEN, environment_file.render(variables, HEADER), 0o600)
+    return sorted(kept)
+
+
+def _edits(present: bytes) -> dict[str, str]:
+    """What the user has put into the jobs' environment since setup wrote it."""
+    try:
+        with open(paths.environment_file() + WRITTEN, "rb") as file:
+            written = environment_file.parse(file.read())
+    except OSError:
+        return {}
+    return {name: value for name, value in environment_file.parse(present).items() if written.get(name) != value}

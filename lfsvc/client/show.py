@@ -60,6 +60,8 @@ def list_command(arguments: Namespace) -> int:
     jobs = newest(lambda page: client.call("ListJobs", "a{sv}", {**given, **page}), arguments.lines, since)
     if arguments.json:
         print_json(jobs)
+    elif not jobs:
+        print("No such job." if given or since else "Nothing has been submitted yet.", file=sys.stderr)
     else:
         emit(list_lines(jobs, time.time(), terminal_width(sys.stdout)), sys.stdout)
     return 0

@@ -38,7 +38,9 @@ def submit_command(arguments: Namespace) -> int:
         if arguments.json:
             continue
         print(accepted(job, len(before["running"]) + before["queue_length"]), flush=True)
-        print_warnings(job.get("warnings", ()))
+        # Of several tasks each warning says which it is about.
+        about = f"job {job['id']}: " if len(arguments.tasks) > 1 else ""
+        print_warnings(about + warning for warning in job.get("warnings", ()))
         other_cli = _other_cli(before.get("llamafactory_cli", ""), job["command"])
     if other_cli:
         print(f"warning: {other_cli}", file=sys.stderr)
@@ -55,13 +57,17 @@ def submit_command(arguments: Namespace) -> int:
 def check_command(arguments: Namespace) -> int:
     """Say what submit would say."""
     client = Client.connect()
-    options = {"working_directory": ("s", _working_directory())}
+    options: dict[str, Any] = {
+        "working_directory": ("s", _working_directory()),
+        "environment": ("a{ss}", _environment(arguments.env)),
+        "force": ("b", arguments.force),
+    }
     warnings = client.call("CheckWithOptions", "sa{sv}", absolute(arguments.task), options)
     if arguments.json:
         print_json({"warnings": warnings})
     else:
         print_warnings(warnings)
-        print("ok: it would be queued")
+        print("ok: it would be queued" + (", with these warnings" if warnings else ""))
     return 0
 
 
@@ -77,9 +83,9 @@ def _working_directory() -> str:
         raise WrongUse("The working directory is gone.", "cd to another") from None
 
 
-def _options(arguments: Namespace) -> dict[str, Any]:
+def _environment(assignments: list[str]) -> dict[str, str]:
     environment = {}
-    for assignment in arguments.env:
+    for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not equals and name in os.environ:
             # As `docker run --env NAME` and `sbatch --export` have it: the value of this shell.
@@ -87,11 +93,15 @@ def _options(arguments: Namespace) -> dict[str, Any]:
         elif not equals:
             raise WrongUse(f"--env {assignment}: there is no such variable here.", "give --env KEY=VALUE")
         environment[utf8(name)] = utf8(value)
+    return environment
+
+
+def _options(arguments: Namespace) -> dict[str, Any]:
     umask = os.umask(0)
     os.umask(umask)
     options: dict[str, Any] = {
         "working_directory": ("s", _working_directory()),
-        "environment": ("a{ss}", environment),
+        "environment": ("a{ss}", _environment(arguments.env)),
         "umask": ("u", umask),
     }
     if arguments.name:

@@ -96,6 +96,8 @@ def none_because(values: Mapping[str, Any], *, has_template: bool) -> str:
     if has_template or values.get("eval_dataset"):
         return ""
     size = number(values.get("val_size"))
+    if size is None and values.get("val_size") is not None:
+        return f"val_size {values['val_size']!r} is no number ({TWO_WAYS})"
     if size is None or size <= 1e-6:
         return f"the YAML has neither eval_dataset nor val_size ({TWO_WAYS})"
     if values.get("streaming"):

@@ -123,13 +123,17 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pyt
     assert caught.value.hint
 
 
-def test_the_environment_of_before_is_kept_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_user_has_set_is_kept_and_the_file_of_before_lies_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     setup.write(setup.plan({"PATH": "/one"}, None, "/nowhere"))
     path = tmp_path / "config/lfsvc/environment"
     path.write_text(path.read_text() + 'MINE="1"\n')
-    setup.write(setup.plan({"PATH": "/two"}, None, "/nowhere"))
+    assert setup.write(setup.plan({"PATH": "/two"}, None, "/nowhere")) == ["MINE"]
+    assert 'MINE="1"\n' in path.read_text()
+    assert setup.write(setup.plan({"PATH": "/two"}, None, "/nowhere")) == ["MINE"]
     assert 'MINE="1"' in (tmp_path / "config/lfsvc/environment.old").read_text()
     assert path.read_text().endswith('\nPATH="/two"\n')
-    assert [p.stat().st_mode & 0o777 for p in sorted(path.parent.iterdir())] == [0o600, 0o600]
+    assert {p.stat().st_mode & 0o777 for p in path.parent.iterdir()} == {0o600}

@@ -55,7 +55,7 @@ def test_any_text_is_read_or_refused_with_a_sentence(text: str) -> None:
         ("/a/x.sh@0", "@devices does not go with a .sh file."),
         ("/a/x.sh#no_eval", "#no_eval does not go with a .sh file."),
         ("merge:/a/x.yaml", "The prefix merge: is unknown."),
-        ("/a/x.yaml@", "A device is empty in @."),
+        ("/a/x.yaml@", "No device follows the @."),
         ("/a/x.yaml@0,,1", "A device is empty in @0,,1."),
         ("/a/x.yaml@0,1,", "A device is empty in @0,1,."),
         ("/a/x.yaml@0,0", "Device 0 is repeated in @0,0."),
