@@ -269,9 +269,8 @@ class Runner:
 
     def _prepare_for_failure(self) -> None:
         if self._prepare_at is not None and time.monotonic() >= self._prepare_at:
-            from lfsvc.llamafactory import failures  # noqa: F401 - an upgrade may come while the step runs
-
             self._prepare_at = None
+            steps.prepare_for_failure()
 
     def _pump(self, output: Output) -> None:
         for _ in range(16):

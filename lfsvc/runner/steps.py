@@ -176,6 +176,18 @@ def open_log(folder: str, stem: str, job_folder: str, warnings: list[str]) -> tu
     return "", os.open("/dev/full", os.O_RDWR | os.O_CLOEXEC)
 
 
+def prepare_for_failure() -> Callable[[str, int], str] | None:
+    """Import what explains a failure: early in a step that lasts, since an upgrade may come while it runs.
+
+    None where lfsvc was removed meanwhile: the job goes on, and its end is told without a cause.
+    """
+    try:
+        from lfsvc.llamafactory.failures import explain
+    except ImportError:
+        return None
+    return explain
+
+
 def describe_end(name: str, exit_status: int, log_path: str, lost_because: str = "") -> str:
     """Why a step failed, what to do, and where its output is.
 
@@ -183,10 +195,8 @@ def describe_end(name: str, exit_status: int, log_path: str, lost_because: str =
     """
     where = f" Its output is in {log_path}." if log_path else ""
     # What a signal means for a script of the user's own, lfsvc does not know.
-    if log_path and (name != "shell" or exit_status < 128):
-        from lfsvc.llamafactory import failures
-
-        cause = failures.explain(log_path, exit_status)
+    if log_path and (name != "shell" or exit_status < 128) and (explain := prepare_for_failure()) is not None:
+        cause = explain(log_path, exit_status)
         if cause:
             return f"The {name} step failed: {cause}{where}"
     if lost_because:

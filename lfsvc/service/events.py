@@ -6,7 +6,11 @@ import sys
 
 from lfsvc import journal
 from lfsvc.job import Job, State
+from lfsvc.service.writer import Writer
 from lfsvc.wording import printable
+
+# A terminal that was stopped does not keep the end of the service.
+FINISH_SECONDS = 1.0
 
 
 class Listener:
@@ -113,6 +117,7 @@ class Log:
     def __init__(self, *, print_too: bool) -> None:
         self._journal = journal.Journal()
         self._print = print_too or not self._journal.available
+        self._writer = Writer(sys.stderr.fileno())
         self.missed = 0
 
     def write(self, message: str, priority: int = journal.INFO, fields: dict[str, str] | None = None) -> None:
@@ -121,12 +126,13 @@ class Log:
         if self._journal.send(entry, message, priority) is not True:
             self.missed += 1
         if self._print:
-            try:
-                # A name may hold what a terminal obeys.
-                print("\n".join(map(printable, message.split("\n"))), file=sys.stderr, flush=True)
-            except OSError:
-                # The terminal is gone; the service is not.
-                self._print = False
+            # A name may hold what a terminal obeys.
+            text = "\n".join(map(printable, message.split("\n")))
+            self._writer.write(text.encode("utf-8", "replace") + b"\n")
+
+    def finish(self) -> None:
+        """Let what was written last reach the terminal."""
+        self._writer.finish(FINISH_SECONDS)
 
     @property
     def has_journal(self) -> bool:

@@ -127,6 +127,7 @@ class Service(Listener):
             bus.disconnect()
             if self._private_bus is not None:
                 self._private_bus.stop()
+            self._log.finish()
 
     async def _serve(self, bus: Bus, store: Store, started_at: int) -> int:
         await store.open(self._config.state_folder)

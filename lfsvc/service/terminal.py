@@ -8,6 +8,7 @@ import sys
 from lfsvc.follow import Follower
 from lfsvc.job import Job
 from lfsvc.service.events import Listener
+from lfsvc.service.writer import Writer
 
 
 class TerminalListener(Listener):
@@ -16,6 +17,7 @@ class TerminalListener(Listener):
     def __init__(self) -> None:
         self._follower: Follower | None = None
         self._log = ""
+        self._writer = Writer(sys.stdout.fileno())
 
     def started(self, job: Job) -> None:
         self.follow(job.log)
@@ -44,13 +46,10 @@ class TerminalListener(Listener):
     def _copy(self) -> None:
         assert self._follower is not None
         while data := self._follower.read():
-            try:
-                sys.stdout.buffer.write(data)
-                sys.stdout.buffer.flush()
-            except OSError:
-                # The terminal is gone; the jobs do not need it.
-                self._stop()
-                return
+            self._writer.write(data)
+        if self._writer.gone:
+            # The jobs do not need it.
+            self._stop()
 
     def close(self) -> None:
         """Copy what is left and stop following."""

@@ -22,7 +22,7 @@ RunnerStart = Callable[..., "RunnerCase"]
 class RunnerCase:
     """A job folder with a spec, and the runner on it."""
 
-    def __init__(self, folder: Path, script: str, **changes: Any) -> None:
+    def __init__(self, folder: Path, script: str, launch: str = LAUNCH, **changes: Any) -> None:
         self.folder = folder
         folder.mkdir()
         source = folder / "source.sh"
@@ -37,7 +37,7 @@ class RunnerCase:
         }  # fmt: skip
         (folder / "spec.json").write_text(json.dumps(spec))
         self.process = subprocess.Popen(
-            [sys.executable, "-X", "utf8", "-I", "-S", LAUNCH, str(folder)], start_new_session=True
+            [sys.executable, "-X", "utf8", "-I", "-S", launch, str(folder)], start_new_session=True
         )
 
     def result(self, timeout: float = 20) -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import socket
 from pathlib import Path
 
 import pytest
 
+import lfsvc
 from lfsvc.runner.steps import describe_end
 
 from .conftest import RunnerStart
@@ -114,3 +117,16 @@ def test_a_copy_in_a_folder_with_a_blank_is_kept_and_the_snapshot_runs(run_scrip
     (log,) = out.glob("llamafactory_train_*.log")
     assert log.read_text() == f"train {snapshot}\n"
     assert log.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_removal_of_lfsvc_under_a_running_job_costs_it_nothing(tmp_path: Path, run_script: RunnerStart) -> None:
+    # A copy of the package, gone when the job has begun: the runner has what it needs, or does without.
+    package = tmp_path / "site" / "lfsvc"
+    shutil.copytree(os.path.dirname(lfsvc.__file__), package, ignore=shutil.ignore_patterns("__pycache__"))
+    case = run_script("sleep 1.3; exit 3", launch=str(package / "runner" / "launch.py"))
+    while not list(case.folder.glob("*.log")):
+        pass
+    shutil.rmtree(package)
+    result = case.result()
+    assert (result["state"], result["exit_status"]) == ("failed", 3)
+    assert result["failure"].startswith("The shell step ended with exit status 3.")
