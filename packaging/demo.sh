@@ -58,7 +58,7 @@ machine)
     say "Demo in a throwaway machine: $why."
     exec "$PYTHON" tests/integration/machine.py "$LFSVC_WHEELS" "$(dirname "$llamafactory")" \
         "tests/support/tiny_model.py" "tests/support/tour.sh" -- \
-        bash /opt/demo/tour.sh "$llamafactory" /opt/demo/tiny_model.py systemd
+        bash /opt/demo/tour.sh "$llamafactory" /opt/demo/tiny_model.py machine
     ;;
 user | process)
     say "Demo as this user: $why."

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the demo shows. usage: tour.sh LLAMAFACTORY_VENV TINY_MODEL_SCRIPT systemd|process
+# What the demo shows. usage: tour.sh LLAMAFACTORY_VENV TINY_MODEL_SCRIPT systemd|machine|process
 set -euo pipefail
 
 llamafactory=$1 tiny_model=$2 how=$3
@@ -99,7 +99,7 @@ evaluation=$(lfsvc show "$id" | sed -n 's/^ *evaluation  job \([0-9]*\),.*/\1/p'
 show lfsvc wait "$evaluation"
 show lfsvc show "$id"
 show lfsvc show "$evaluation"
-if [ "$how" = systemd ]; then
+if [ "$how" != process ]; then
     show busctl --user get-property org.lfsvc1 /org/lfsvc1 org.lfsvc1.Scheduler State
     printf '\n\033[1m$ journalctl --user -u lfsched JOB_ID=%s\033[0m   (first and last lines)\n' "$id"
     journalctl --user -u lfsched "JOB_ID=$id" --no-pager -o short >"$work/journal" 2>&1 || true
@@ -121,7 +121,7 @@ where "the table" "$(dirname "$results")/summary.csv"
 show lfsvc results
 
 echo
-if [ "$how" = process ]; then
+if [ "$how" != systemd ]; then
     echo "That was the demo; its queue, model and results are taken away again."
 else
     echo "That was the demo; its model is taken away again, its results stay in $results."
