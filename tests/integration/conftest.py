@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, os.path.dirname(__file__))
 
 from machine import HOME, Machine, why_not
+from scheduler import Scheduler
 
 STANDIN_FOLDER = "/opt/standin"
 SUPPORT = Path(__file__).parent.parent / "support"
@@ -67,3 +68,17 @@ def user(machine: Machine) -> Iterator[Machine]:
     ).strip()
     assert left == "", f"left running: {left}"
     assert faults == "", faults
+
+
+@pytest.fixture(params=["systemd", "process"])
+def scheduler(user: Machine, request: pytest.FixtureRequest) -> Iterator[Scheduler]:
+    """The scheduler under each launcher; a module that needs one of them alone has a fixture of this name."""
+    if request.param == "process":
+        user.run(["systemctl", "--user", "stop", "lfsched"])
+    scheduler = Scheduler(user, request.param)
+    scheduler.start()
+    yield scheduler
+    if request.param == "process":
+        scheduler.cli("kill", check=False)
+        scheduler.cli("wait", "--all", check=False)
+        scheduler.stop()

@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
-import pytest
 from machine import HOME, Machine, wait_until
 from scheduler import Scheduler
 
 W = f"{HOME}/work"
-
-
-@pytest.fixture(params=["systemd", "process"])
-def scheduler(user: Machine, request: pytest.FixtureRequest) -> Iterator[Scheduler]:
-    if request.param == "process":
-        user.run(["systemctl", "--user", "stop", "lfsched"])
-    scheduler = Scheduler(user, request.param)
-    scheduler.start()
-    yield scheduler
-    if request.param == "process":
-        scheduler.cli("kill", check=False)
-        scheduler.cli("wait", "--all", check=False)
-        scheduler.stop()
 
 
 def processes_named(machine: Machine, word: str) -> str:

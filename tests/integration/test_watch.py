@@ -82,19 +82,6 @@ class Terminal:
             os.close(self._master)
 
 
-@pytest.fixture(params=["systemd", "process"])
-def scheduler(user: Machine, request: pytest.FixtureRequest) -> Iterator[Scheduler]:
-    if request.param == "process":
-        user.run(["systemctl", "--user", "stop", "lfsched"])
-    scheduler = Scheduler(user, request.param)
-    scheduler.start()
-    yield scheduler
-    if request.param == "process":
-        scheduler.cli("kill", check=False)
-        scheduler.cli("wait", "--all", check=False)
-        scheduler.stop()
-
-
 @contextlib.contextmanager
 def watching(scheduler: Scheduler, columns: int = 100, rows: int = 30) -> Iterator[Terminal]:
     terminal = Terminal(scheduler, "watch", columns=columns, rows=rows)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,15 +11,6 @@ from lfsvc.wording import cut, printable, text_width, wrap
 
 # Sunday, 1 March 2026, 14:30 UTC.
 NOW = 1772375400
-
-
-@pytest.fixture(autouse=True)
-def _utc() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TZ", "UTC")
-        time.tzset()
-        yield
-    time.tzset()
 
 
 @pytest.mark.parametrize(
