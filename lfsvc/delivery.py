@@ -5,6 +5,7 @@ What is costly to import is imported when something is delivered.
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import select
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 HTTP_SECONDS = 10.0
 COMMAND_SECONDS = 60.0
+DESKTOP_SECONDS = 10.0
 # Of an answer or of a command's output: enough for a reason.
 KEPT_BYTES = 4096
 # A server that asks to be left alone for longer gets no further try.
@@ -364,5 +366,5 @@ def desktop_arguments(message: Message, *, markup: bool) -> tuple[str, int, str,
     """
     body = message.body
     if markup:
-        body = body.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        body = html.escape(body, quote=False)
     return "lfsvc", 0, "", message.title, body, 2 if message.event == State.FAILED.value else 1

@@ -9,6 +9,14 @@ import errno
 import os
 import stat
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+# A marker or a model's config is far smaller; what is larger is not what it seems.
+MOST_JSON_BYTES = 16 * 1024 * 1024
+
 
 def replace_file(path: str, data: bytes, *, mode: int = 0o600, durable: bool) -> None:
     """Replace the file at `path` by `data`, whole or not at all.
@@ -101,11 +109,42 @@ def create_fresh(folder: str, stem: str, extension: str, mode: int) -> tuple[str
 
     The descriptor appends. The mode is subject to the umask.
     """
-    number = 1
-    while True:
-        suffix = "" if number == 1 else f"_{number}"
-        path = os.path.join(folder, f"{stem}{suffix}{extension}")
+    for path in numbered(os.path.join(folder, stem), extension):
         try:
             return path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, mode)
         except FileExistsError:
-            number += 1
+            continue
+    raise AssertionError("numbers do not end")
+
+
+def write_fresh(folder: str, stem: str, extension: str, data: bytes, mode: int) -> str:
+    """Write a file under a name that `create_fresh` finds; give its path. Of one that finds no room nothing stays."""
+    path, fd = create_fresh(folder, stem, extension, mode)
+    try:
+        write_all(fd, data)
+    except OSError:
+        os.unlink(path)
+        raise
+    finally:
+        os.close(fd)
+    return path
+
+
+def numbered(stem: str, extension: str = "") -> Iterator[str]:
+    """The names that something may have, in their order: stem, stem_2, stem_3 …, without end."""
+    yield stem + extension
+    number = 2
+    while True:
+        yield f"{stem}_{number}{extension}"
+        number += 1
+
+
+def read_json(path: str) -> Any:
+    """The JSON of a file; None where it is missing, cannot be read or is none."""
+    import json
+
+    try:
+        with open(path, "rb") as file:
+            return json.loads(file.read(MOST_JSON_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -124,9 +125,7 @@ def _json(target: Target, message: Message, text: str, now: float) -> dict[str, 
 
 def _slack(target: Target, message: Message, text: str, now: float) -> dict[str, Any]:
     del target, message, now
-    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
-        text = text.replace(character, entity)
-    return {"text": text}
+    return {"text": html.escape(text, quote=False)}
 
 
 def _ntfy(target: Target, message: Message, text: str, now: float) -> dict[str, Any]:

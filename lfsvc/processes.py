@@ -101,13 +101,18 @@ def carrying(variable: str, value: str) -> list[Process]:
     wanted = f"{variable}={value}".encode()
     result = []
     for process in everyone():
-        try:
-            with open(f"/proc/{process.pid}/environ", "rb") as file:
-                if wanted in file.read().split(b"\0"):
-                    result.append(process)
-        except OSError:
-            continue
+        if wanted in _environment(process):
+            result.append(process)
     return result
+
+
+def _environment(process: Process) -> list[bytes]:
+    """The `NAME=value` that a process was started with; [] where they cannot be read."""
+    try:
+        with open(f"/proc/{process.pid}/environ", "rb") as file:
+            return file.read().split(b"\0")
+    except OSError:
+        return []
 
 
 def signal_name(number: int) -> str:
@@ -120,11 +125,7 @@ def signal_name(number: int) -> str:
 
 def is_marked(process: Process, variable: str) -> bool:
     """Whether a process was started with a variable in its environment; false where that cannot be read."""
-    try:
-        with open(f"/proc/{process.pid}/environ", "rb") as file:
-            return any(entry.startswith(f"{variable}=".encode()) for entry in file.read().split(b"\0"))
-    except OSError:
-        return False
+    return any(entry.startswith(f"{variable}=".encode()) for entry in _environment(process))
 
 
 def become_subreaper() -> None:

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from lfsvc.errors import InvalidTask
+from lfsvc.wording import is_utf8
 
 # Device numbers beyond this are a typing mistake on any machine there is.
 MAX_DEVICE = 4095
@@ -130,7 +131,7 @@ def parse(text: str) -> Task:
 
 
 def _encodable(text: str) -> str:
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if not is_utf8(text):
         raise InvalidTask("The task contains bytes that are not UTF-8.", "rename the file")
     return text
 

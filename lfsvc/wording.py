@@ -78,6 +78,11 @@ def clock(seconds: float, now: float) -> str:
 # -- text of others on a terminal ------------------------------------------------------------------
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a text can be encoded: a file's name that is no UTF-8 has halves of surrogates in it."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def printable(text: str) -> str:
     """A text as one line for a terminal or a pipe: no control characters, no escape sequences, no bare surrogates."""
     if text.isprintable():
@@ -143,3 +148,16 @@ def _head(word: str, width: int) -> str:
 def iso_time(usec: int) -> str:
     """A time for programs."""
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(usec // 1_000_000)) + f".{usec % 1_000_000:06d}Z"
+
+
+def with_iso_times(value: Any) -> Any:
+    """Copy a value as the schema has it: times (keys in _at, microseconds) in ISO 8601, null for NaN and infinity."""
+    if isinstance(value, dict):
+        return {
+            key: iso_time(item) if key.endswith("_at") and isinstance(item, int) else with_iso_times(item)
+            for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [with_iso_times(item) for item in value]
+    # NaN is the one number that differs from itself, and infinity minus itself is NaN.
+    return None if isinstance(value, float) and value - value != 0 else value

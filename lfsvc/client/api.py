@@ -52,6 +52,24 @@ class RemoteError(Exception):
         self.name = name
 
 
+def open_bus() -> DBusConnection:
+    """Open a connection to the session bus.
+
+    Raises:
+        NoService: no bus can be reached.
+    """
+    first_problem = ""
+    for address in paths.session_bus_addresses():
+        try:
+            return open_dbus_connection(address)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            first_problem = first_problem or f"{address}: {getattr(error, 'strerror', None) or error}"
+    raise NoService(
+        f"No session bus can be reached ({first_problem}), so no scheduler can be.",
+        "log in again, or start a scheduler without systemd: lfsvc serve --detach",
+    )
+
+
 class Client:
     """A connection to the bus on which the service is, or will be."""
 
@@ -67,16 +85,7 @@ class Client:
         Raises:
             NoService: no bus can be reached.
         """
-        first_problem = ""
-        for address in paths.session_bus_addresses():
-            try:
-                return cls(open_dbus_connection(address))
-            except (OSError, ValueError, RuntimeError, KeyError) as error:
-                first_problem = first_problem or f"{address}: {getattr(error, 'strerror', None) or error}"
-        raise NoService(
-            f"No session bus can be reached ({first_problem}), so no scheduler can be.",
-            "log in again, or start a scheduler without systemd: lfsvc serve --detach",
-        )
+        return cls(open_bus())
 
     def fileno(self) -> int:
         """The descriptor to wait on for messages."""

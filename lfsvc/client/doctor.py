@@ -21,10 +21,11 @@ from lfsvc import paths
 from lfsvc.client import accelerators, session, setup
 from lfsvc.client.accelerators import within
 from lfsvc.client.api import UNIT, Client
-from lfsvc.client.output import print_json
+from lfsvc.client.output import has_colour, print_json
 from lfsvc.errors import LfsvcError
 from lfsvc.llamafactory import installation
 from lfsvc.llamafactory.cli import PROGRAM, find_program
+from lfsvc.llamafactory.environment import is_enabled
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -84,7 +85,7 @@ class Facts:
     @property
     def under_systemd(self) -> bool:
         """Whether the service is, or would be, a unit of this user's systemd."""
-        return self.booted and (not self.pid or self.unit.get("MainPID") == str(self.pid))
+        return _is_unit(self.booted, self.pid, self.unit)
 
     @property
     def without_systemd(self) -> Check | None:
@@ -92,6 +93,10 @@ class Facts:
         if not self.booted:
             return skip("no systemd here; jobs are processes of `lfsvc serve`")
         return None if self.under_systemd else skip(f"the scheduler was started by hand (pid {self.pid})")
+
+
+def _is_unit(booted: bool, pid: int, unit: Mapping[str, str]) -> bool:
+    return booted and (not pid or unit.get("MainPID") == str(pid))
 
 
 # -- the checks --------------------------------------------------------------------------------------
@@ -204,8 +209,7 @@ def _accelerators(facts: Facts) -> Check:
         return warn(f"{what}, but {', '.join(sick)}", "submit with @devices that leave them out")
     if facts.found:
         return ok(what)
-    torchrun = facts.environment.get("FORCE_TORCHRUN", "").lower() in ("1", "true", "y")
-    if torchrun and "NPROC_PER_NODE" not in facts.environment:
+    if is_enabled(facts.environment, "FORCE_TORCHRUN") and "NPROC_PER_NODE" not in facts.environment:
         where = paths.environment_file() if facts.under_systemd else "the environment of `lfsvc serve`"
         return warn("none, and without one FORCE_TORCHRUN=1 fails", f"set NPROC_PER_NODE=1 in {where}, or with --env")
     return skip("none; trainings run on the CPU")
@@ -273,8 +277,7 @@ def gather() -> Facts:
     bus_problem, pid, status, status_problem = within(FACT_SECONDS, _ask_service, _BUS_HANGS)
     config, config_problem = _read_config()
     user, uid = session.user_name(), os.getuid()
-    under_systemd = booted and (not pid or unit.get("MainPID") == str(pid))
-    environment = setup.environment_of_jobs(pid, unit=under_systemd)
+    environment = setup.environment_of_jobs(pid, unit=_is_unit(booted, pid, unit))
     program = find_program(PROGRAM, environment["PATH"])
     found = accelerators.find(os.environ)
     theirs = accelerators.credentials_of(pid or accelerators.manager_pid())
@@ -286,7 +289,7 @@ def gather() -> Facts:
         uid=uid,
         booted=booted,
         manager=manager,
-        linger=os.path.exists(f"/var/lib/systemd/linger/{user}"),
+        linger=session.has_linger(),
         bus_problem=bus_problem,
         dbus_daemon=shutil.which("dbus-daemon") is not None,
         journals=readable_journals(uid),
@@ -373,8 +376,7 @@ def doctor_command(arguments: Namespace) -> int:
         print_json({"ok": not broken, "version": lfsvc.__version__, "checks": rows})
     else:
         encoding = sys.stdout.encoding or "ascii"
-        colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-        for line in lines(checks, ascii_only=not _carries(encoding), colour=colour):
+        for line in lines(checks, ascii_only=not _carries(encoding), colour=has_colour(sys.stdout)):
             print(line.encode(encoding, "backslashreplace").decode(encoding))
     return 1 if broken else 0
 

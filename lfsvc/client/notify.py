@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lfsvc import config as settings
 from lfsvc import paths
-from lfsvc.errors import LfsvcError, WrongUse
+from lfsvc.errors import LfsvcError, NoService, WrongUse
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -19,8 +19,6 @@ EXAMPLE = """\
       - webhook: https://ntfy.sh/a-topic-that-nobody-guesses
         preset: ntfy
         on: [failed, queue_empty]"""
-
-DESKTOP_SECONDS = 10.0
 
 
 def notify_command(arguments: Namespace) -> int:
@@ -64,20 +62,15 @@ def _show(message: Message) -> str:
     """
     from jeepney import DBusAddress, DBusErrorResponse, new_method_call
     from jeepney.bus_messages import message_bus
-    from jeepney.io.blocking import open_dbus_connection
     from jeepney.wrappers import unwrap_msg
 
-    from lfsvc.delivery import NO_DAEMON, NOTIFICATIONS, NOTIFICATIONS_PATH, desktop_arguments
+    from lfsvc.client.api import open_bus
+    from lfsvc.delivery import DESKTOP_SECONDS, NO_DAEMON, NOTIFICATIONS, NOTIFICATIONS_PATH, desktop_arguments
 
-    for address in paths.session_bus_addresses():
-        try:
-            connection = open_dbus_connection(address)
-            break
-        except (OSError, ValueError, RuntimeError, KeyError):
-            continue
-    else:
+    try:
+        connection = open_bus()
+    except NoService:
         return "no session bus can be reached"
-
     with connection:
         try:
             reply = connection.send_and_get_reply(message_bus.GetNameOwner(NOTIFICATIONS), timeout=DESKTOP_SECONDS)

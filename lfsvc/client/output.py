@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from lfsvc.wording import iso_time, printable, wrap
+from lfsvc.wording import printable, with_iso_times, wrap
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -83,19 +83,6 @@ def print_json(value: Any) -> None:
     document = with_iso_times(value)
     ascii_only = not _is_utf8(sys.stdout)
     print(json.dumps(document, indent=2, ensure_ascii=ascii_only, allow_nan=False))
-
-
-def with_iso_times(value: Any) -> Any:
-    """Copy a value as the schema has it: times (keys in _at, microseconds) in ISO 8601, null for NaN and infinity."""
-    if isinstance(value, dict):
-        return {
-            key: iso_time(item) if key.endswith("_at") and isinstance(item, int) else with_iso_times(item)
-            for key, item in value.items()
-        }
-    if isinstance(value, list):
-        return [with_iso_times(item) for item in value]
-    # NaN is the one number that differs from itself, and infinity minus itself is NaN.
-    return None if isinstance(value, float) and value - value != 0 else value
 
 
 # -- lines for people ------------------------------------------------------------------------------

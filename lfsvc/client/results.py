@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lfsvc.client.output import print_json
+from lfsvc.client.output import has_colour, print_json, terminal_width
 from lfsvc.errors import LfsvcError, WrongUse
 from lfsvc.llamafactory import results
 from lfsvc.wording import printable, text_width
@@ -54,10 +53,9 @@ def results_command(arguments: Namespace) -> int:
     if arguments.json:
         print_json(_documents(columns, rows))
     elif rows:
-        terminal = sys.stdout.isatty()
         view = View(
-            width=shutil.get_terminal_size().columns if terminal else 0,
-            bold=terminal and not os.environ.get("NO_COLOR"),
+            width=terminal_width(sys.stdout),
+            bold=has_colour(sys.stdout),
             everything=arguments.all,
             first_metric=find_metric(arguments.sort, columns, rows) if arguments.sort else "",
             home=os.path.expanduser("~"),

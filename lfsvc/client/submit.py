@@ -12,7 +12,7 @@ from lfsvc.client.output import print_json
 from lfsvc.errors import InvalidTask, LfsvcError, WrongUse
 from lfsvc.llamafactory.cli import PROGRAM, find_program
 from lfsvc.task import make_absolute
-from lfsvc.wording import printable
+from lfsvc.wording import is_utf8, printable
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -115,7 +115,7 @@ def _options(arguments: Namespace) -> dict[str, Any]:
 
 def _submit(client: Client, text: str, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     task = absolute(text)
-    if any("\ud800" <= character <= "\udfff" for character in task):
+    if not is_utf8(task):
         raise InvalidTask(f"{text!r} is not UTF-8, which D-Bus cannot carry.", "rename the file or its folder")
     job_id, before = client.submit(task, options)
     job: dict[str, Any] = client.call("GetJob", "t", job_id)

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lfsvc.llamafactory.environment import is_enabled
 from lfsvc.llamafactory.installation import DEFAULTS, Installation, evaluates, refusals
-from lfsvc.llamafactory.settings import Settings, resolve_folder
+from lfsvc.llamafactory.settings import Settings, is_zero3, resolve_folder
 
 # Source: constants.py of LLaMA-Factory 0.9.3 and get_last_checkpoint of transformers.
 _WEIGHTS = re.compile(r"adapter_model\.(safetensors|bin)|(model\.safetensors|pytorch_model\.bin)(\.index\.json)?")
@@ -86,7 +87,7 @@ class _Job:
         return os.path.normpath(os.path.join(self.folder, name))
 
     def enabled(self, variable: str, default: str = "0") -> bool:
-        return self.environment.get(variable, default).lower() in ("1", "true", "y")
+        return is_enabled(self.environment, variable, default)
 
     @property
     def name(self) -> str:
@@ -195,12 +196,7 @@ def _benchmark(job: _Job) -> Iterator[_Said]:
 
 
 def _at_once(job: _Job) -> Iterator[_Said]:
-    zero3 = False
-    try:
-        with open(job.file(job.text("deepspeed")), encoding="utf-8") as file:
-            zero3 = json.load(file)["zero_optimization"]["stage"] == 3
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):
-        pass
+    zero3 = is_zero3(job.file(job.text("deepspeed")))
     yield from refusals(job.settings.values, job.installation, zero3=zero3)
 
 

@@ -70,6 +70,11 @@ def job_environment(
     return result
 
 
+def is_enabled(environment: Mapping[str, str], name: str, default: str = "0") -> bool:
+    """Whether a variable turns something on. Source: is_env_enabled of LLaMA-Factory 0.9.3."""
+    return environment.get(name, default).lower() in ("1", "true", "y")
+
+
 def _utf8_locale(environment: Mapping[str, str]) -> bool:
     locale = environment.get("LC_ALL") or environment.get("LC_CTYPE") or environment.get("LANG") or ""
     try:

@@ -15,7 +15,7 @@ from typing import Any
 from lfsvc.errors import InvalidConfig
 from lfsvc.llamafactory.installation import evaluates
 from lfsvc.llamafactory.merge import MARKER, adapters_of, finetuning_type
-from lfsvc.llamafactory.settings import number, resolve_folder
+from lfsvc.llamafactory.settings import is_zero3, number, resolve_folder
 
 # Carried into the evaluation of a training when present. All of the optimiser and of saving stays behind.
 CARRIED_KEYS = (
@@ -126,7 +126,7 @@ def derive(values: Mapping[str, Any], model: Model, output_dir: str, *, working_
     if config.get("stage") in ("dpo", "kto") and "ref_model" not in config and model.base:
         config.update(_reference(values, model))
     deepspeed = values.get("deepspeed")
-    if isinstance(deepspeed, str) and _is_zero3(os.path.join(working_directory, deepspeed)):
+    if isinstance(deepspeed, str) and is_zero3(os.path.join(working_directory, deepspeed)):
         config["deepspeed"] = deepspeed
     config.update(do_train=False, do_eval=True, output_dir=output_dir, overwrite_output_dir=True, report_to="none")
     return config
@@ -231,13 +231,3 @@ def _type_of(values: Mapping[str, Any], working_directory: str) -> str:
     # Without an adapter `lora`, the default, says nothing: it is a model as it was published, or trained whole.
     kind = str(values.get("finetuning_type") or "base")
     return "base" if kind == "lora" else kind
-
-
-def _is_zero3(path: str) -> bool:
-    """Whether a deepspeed config is ZeRO-3, the only one under which LLaMA-Factory evaluates."""
-    try:
-        with open(path, "rb") as file:
-            config = json.loads(file.read(1 << 20))
-        return bool(config["zero_optimization"]["stage"] == 3)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False

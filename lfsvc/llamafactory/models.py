@@ -5,8 +5,9 @@ Standard library only: the runner asks before a merge.
 
 from __future__ import annotations
 
-import json
 import os
+
+from lfsvc.files import read_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,11 +72,7 @@ def weight_bytes(folder: str) -> int:
 
 def quantised_as(folder: str) -> str:
     """The method (gptq, awq, …) by which a model was quantised when it was made; "" for a plain one."""
-    try:
-        with open(os.path.join(folder, "config.json"), "rb") as file:
-            config = json.loads(file.read(1 << 20))
-    except (OSError, ValueError):
-        return ""
+    config = read_json(os.path.join(folder, "config.json"))
     quantization = config.get("quantization_config") if isinstance(config, dict) else None
     if not quantization:
         return ""

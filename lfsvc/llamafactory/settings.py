@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lfsvc.errors import InvalidConfig
+from lfsvc.files import read_json
+from lfsvc.llamafactory.environment import is_enabled
 
 # No config of LLaMA-Factory comes near; a model file given by mistake does.
 MAX_YAML_BYTES = 1024 * 1024
@@ -139,12 +141,21 @@ def _replaced(text: str, root: Any, changes: Mapping[str, Any], removed: Collect
     return body + str(yaml.safe_dump(dict(changes), sort_keys=False, allow_unicode=True))
 
 
+def is_zero3(path: str) -> bool:
+    """Whether a deepspeed config is ZeRO-3, the only one under which LLaMA-Factory evaluates."""
+    config = read_json(path)
+    try:
+        return bool(config["zero_optimization"]["stage"] == 3)
+    except (LookupError, TypeError):
+        return False
+
+
 def torchrun_conflict(settings: Settings, environment: Mapping[str, str]) -> str:
     """Say which setting cannot run under torchrun, as a warning with its cure; "" where all can.
 
     Source: tried with LLaMA-Factory 0.9.3: layer-wise GaLore and BAdam fail even with one process.
     """
-    if environment.get("FORCE_TORCHRUN", "1").lower() not in ("1", "true", "y"):
+    if not is_enabled(environment, "FORCE_TORCHRUN", "1"):
         return ""
     values = settings.values
     conflict = ""
@@ -154,9 +165,9 @@ def torchrun_conflict(settings: Settings, environment: Mapping[str, str]) -> str
         conflict = "apollo_layerwise"
     elif values.get("use_badam") and str(values.get("badam_mode", "layer")) == "layer":
         conflict = "use_badam"
-    elif environment.get("USE_RAY", "0").lower() in ("1", "true", "y"):
+    elif is_enabled(environment, "USE_RAY"):
         conflict = "USE_RAY=1"
-    elif environment.get("USE_KT", "0").lower() in ("1", "true", "y"):
+    elif is_enabled(environment, "USE_KT"):
         conflict = "USE_KT=1"
     if not conflict:
         return ""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 
+from lfsvc.files import read_json
 from lfsvc.llamafactory import results
 from lfsvc.llamafactory.merge import MARKER
 from lfsvc.runner.steps import Work
@@ -64,8 +64,8 @@ class Collect(Work):
 
 def maker_of(model: str) -> int:
     """The job that made a merged model; 0 where it is none of ours."""
+    marker = read_json(os.path.join(model, MARKER))
     try:
-        with open(os.path.join(model, MARKER), "rb") as file:
-            return int(json.loads(file.read())["job_id"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return int(marker["job_id"])
+    except (ValueError, KeyError, TypeError):
         return 0

@@ -17,6 +17,7 @@ from lfsvc import documents, journal, processes
 from lfsvc.runner import steps
 from lfsvc.runner.output import PIECE_BYTES, JournalCopy, Output, note
 from lfsvc.runner.report import Report
+from lfsvc.runner.spawn import prepare_process, spawn
 from lfsvc.runner.works import works
 
 TYPE_CHECKING = False
@@ -33,16 +34,6 @@ JOURNAL_SECONDS = 0.15
 COUNT_SECONDS = 0.05
 
 PREPARE_SECONDS = 1.0
-
-# Signals that Python ignores for itself; a job must have the default.
-DEFAULT_SIGNALS = (
-    signal.SIGPIPE,
-    signal.SIGXFSZ,
-    signal.SIGINT,
-    signal.SIGHUP,
-    signal.SIGTERM,
-    signal.SIGCHLD,
-)
 
 NOTHING_RAN = -1
 
@@ -132,7 +123,7 @@ class Runner:
         try:
             return work.skip()
         except Exception as error:
-            return f"a fault in lfsvc, please report it: {type(error).__name__}: {error}"
+            return f"a {_fault(error)}"
 
     def _skip(self, step: StepDocument, reason: str, *, tell: bool = False) -> None:
         step["state"] = "skipped"
@@ -146,7 +137,7 @@ class Runner:
         step["started_at"] = _now()
         step["state"] = "running"
         try:
-            _prepare_process(self._spec)
+            prepare_process(self._spec)
             prepared = work.prepare()
         except (steps.CannotRun, OSError) as error:
             return self._cannot_run(step, str(error))
@@ -160,7 +151,7 @@ class Runner:
         self._report.write()
         pipe, pipe_end = os.pipe2(os.O_CLOEXEC)
         try:
-            pid = _spawn(prepared, self._spec["environment"], pipe_end)
+            pid = spawn(prepared, self._spec["environment"], pipe_end)
         except (OSError, ValueError) as error:
             os.close(pipe)
             os.close(prepared.log)
@@ -184,11 +175,11 @@ class Runner:
             failure = work.finish((status or NOTHING_RAN) if self._stop_requested else status, self._is_stopped)
         except Exception as error:
             # The rest of the job, and the word about its end, must not be lost over it.
-            failure = f"A fault in lfsvc, please report it: {type(error).__name__}: {error}."
+            failure = f"A {_fault(error)}."
         self._report.warnings += work.warnings
         step["finished_at"] = _now()
-        self._model = work.model() or self._model
-        if self._stop_requested and not (status == 0 and work.model()):
+        self._model = work.model or self._model
+        if self._stop_requested and not (status == 0 and work.model):
             step["state"] = "killed"
             return status, ""
         step["state"] = "failed" if status or failure else "succeeded"
@@ -356,46 +347,12 @@ def _trainer_log(output_dir: str) -> TrainerLog | None:
     return TrainerLog(output_dir)
 
 
+def _fault(error: Exception) -> str:
+    return f"fault in lfsvc, please report it: {type(error).__name__}: {error}"
+
+
 def _now() -> int:
     return time.time_ns() // 1000
-
-
-def _spawn(prepared: steps.Prepared, environment: dict[str, str], output: int) -> int:
-    """Start a step's process with /dev/null as its input; give its PID."""
-    return os.posix_spawn(
-        prepared.program,
-        prepared.arguments,
-        environment,
-        file_actions=[
-            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_DUP2, output, 1),
-            (os.POSIX_SPAWN_DUP2, output, 2),
-        ],
-        setsigmask=[],
-        setsigdef=DEFAULT_SIGNALS,
-    )
-
-
-def _prepare_process(spec: Spec) -> None:
-    """Give this process what the job inherits: working directory, umask, limits.
-
-    Raises:
-        CannotRun: the working directory is gone.
-    """
-    import resource
-
-    os.umask(spec["umask"])
-    for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_MEMLOCK):
-        _, hard = resource.getrlimit(limit)
-        try:
-            resource.setrlimit(limit, (hard, hard))
-        except (OSError, ValueError):
-            continue
-    try:
-        os.chdir(spec["working_directory"])
-    except OSError as error:
-        folder = spec["working_directory"]
-        raise steps.CannotRun(f"The working directory {folder} cannot be entered: {error.strerror}.") from error
 
 
 def main(folder: str) -> int:

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 
-from lfsvc.files import create_fresh, fingerprint, replace_file, sync_file, sync_folder, write_all
+from lfsvc.files import fingerprint, numbered, read_json, replace_file, sync_file, sync_folder, write_fresh
 from lfsvc.llamafactory import models
 from lfsvc.llamafactory.cli import PROGRAM
 from lfsvc.llamafactory.merge import MARKER
@@ -49,7 +49,6 @@ class Merge(Work):
         # Trained before an interruption, it is there already.
         self._before = [None] * len(ADAPTER_FILES) if spec.get("done") else self._adapter()
         self._partial = ""
-        self._model = ""
 
     def _make_durable(self) -> None:
         """Put the adapter on the disk: after an interruption the training counts as done."""
@@ -61,10 +60,6 @@ class Merge(Work):
 
     def _adapter(self) -> list[tuple[int, int, int] | None]:
         return [fingerprint(os.path.join(self._plan["adapter"], name)) for name in ADAPTER_FILES]
-
-    def model(self) -> str:
-        """The merged model, once it is complete."""
-        return self._model
 
     def skip(self) -> str:
         """By the plan, and by what the training has left."""
@@ -97,13 +92,9 @@ class Merge(Work):
             self._check_room(output_dir)
             self._partial = self._make_partial(output_dir)
             stem = f"merge_lora_{timestamp()}"
-            config, fd = create_fresh(output_dir, stem, ".yaml", 0o666)
-            try:
-                export_dir = json.dumps(self._partial, ensure_ascii=False)
-                text = f"{self._plan['config']}# Renamed to {MERGED} when it is complete.\nexport_dir: {export_dir}\n"
-                write_all(fd, text.encode("utf-8", "surrogateescape"))
-            finally:
-                os.close(fd)
+            export_dir = json.dumps(self._partial, ensure_ascii=False)
+            text = f"{self._plan['config']}# Renamed to {MERGED} when it is complete.\nexport_dir: {export_dir}\n"
+            config = write_fresh(output_dir, stem, ".yaml", text.encode("utf-8", "surrogateescape"), 0o666)
         except OSError as error:
             raise CannotRun(f"The merge cannot write into {output_dir}: {error.strerror}.") from error
         log_path, log = open_log(output_dir, stem, self._job_folder, warnings)
@@ -122,16 +113,9 @@ class Merge(Work):
             )
 
     def _make_partial(self, output_dir: str) -> str:
-        path = os.path.join(output_dir, PARTIAL)
-        number = 1
-        while True:
-            try:
-                os.mkdir(path)
-                break
-            except FileExistsError:
-                # Somebody else's: `recover` has cleared away what is ours.
-                number += 1
-                path = os.path.join(output_dir, f"{PARTIAL}_{number}")
+        # What is there is somebody else's: `recover` has cleared away what is ours.
+        path = next(name for name in numbered(os.path.join(output_dir, PARTIAL)) if not os.path.lexists(name))
+        os.mkdir(path)
         self._mark(path, [])
         return path
 
@@ -149,7 +133,7 @@ class Merge(Work):
     def finish(self, exit_status: int, stopped: Callable[[], bool]) -> str:
         """Swap the complete model in, or take the incomplete one away."""
         failure = self._swap_in(stopped) if exit_status == 0 else ""
-        if self._model:
+        if self.model:
             if self._plan["delete_checkpoints"] and not stopped():
                 self.warnings += delete_checkpoints(self._spec["output_dir"])
         else:
@@ -170,7 +154,7 @@ class Merge(Work):
             kept = swap(self._partial, merged)
         except OSError as error:
             return f"The merged model could not be put in its place, {merged}: {error.strerror}."
-        self._model = merged
+        self.model = merged
         if kept:
             self.warnings.append(f"the merged model before this one had files of yours in it: it is kept as {kept}")
         try:
@@ -206,11 +190,10 @@ def files_in(folder: str) -> list[str]:
 
 def has_files_of_others(folder: str) -> bool:
     """Whether a merged model holds what its export did not make: a conversion that took hours, say."""
+    marker = read_json(os.path.join(folder, MARKER))
     try:
-        with open(os.path.join(folder, MARKER), "rb") as file:
-            made = json.loads(file.read())["files"]
-        return not set(files_in(folder)) <= {*made, MARKER}
-    except (OSError, ValueError, KeyError, TypeError):
+        return not set(files_in(folder)) <= {*marker["files"], MARKER}
+    except (KeyError, TypeError):
         return True
 
 
@@ -274,10 +257,7 @@ def put_aside(old: str) -> str:
         remove(old)
         return ""
     stem = os.path.join(os.path.dirname(old), f"{MERGED}_before_{timestamp()}")
-    kept, number = stem, 1
-    while os.path.lexists(kept):
-        number += 1
-        kept = f"{stem}_{number}"
+    kept = next(name for name in numbered(stem) if not os.path.lexists(name))
     os.rename(old, kept)
     return kept
 

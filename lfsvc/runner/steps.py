@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 
-from lfsvc.files import create_fresh, write_all
+from lfsvc.files import create_fresh, write_fresh
 from lfsvc.llamafactory.cli import PROGRAM, find_program
 from lfsvc.processes import signal_name
 
@@ -44,6 +44,8 @@ class Work:
     name = ""
     output_dir = ""
     """Where its trainer_log.jsonl appears; "" where there is none."""
+    model = ""
+    """The folder of the model that this step made, once it is complete."""
 
     def __init__(self, spec: Spec, job_folder: str) -> None:
         self._spec = spec
@@ -69,10 +71,6 @@ class Work:
         `stopped` in between: somebody wants the job to end.
         """
         del exit_status, stopped  # most steps have nothing left to do
-        return ""
-
-    def model(self) -> str:
-        """The folder of the model that this step made, or ""."""
         return ""
 
 
@@ -121,11 +119,7 @@ class LlamaFactory(Work):
         with open(snapshot, "rb") as file:
             data = file.read()
         try:
-            path, fd = create_fresh(self.output_dir, f"{stem}_{stamp}", ".yaml", 0o666)
-            try:
-                write_all(fd, data)
-            finally:
-                os.close(fd)
+            path = write_fresh(self.output_dir, f"{stem}_{stamp}", ".yaml", data, 0o666)
         except OSError as error:
             warnings.append(f"the config was not copied to {self.output_dir}: {error.strerror}")
             return snapshot

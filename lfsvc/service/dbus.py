@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,6 @@ from dbus_next.message import Message
 from dbus_next.signature import Variant
 
 import lfsvc
-from lfsvc import journal
 from lfsvc.errors import Internal, LfsvcError
 from lfsvc.job import Job
 from lfsvc.service import wire
@@ -154,9 +152,9 @@ class SchedulerObject(Listener):
         except asyncio.CancelledError:
             self._error(message, Internal("").dbus_name, "The scheduler stopped before it could answer.")
             raise
-        except Exception:
+        except Exception as error:
             # A client gets a sentence; what happened is for whoever mends it.
-            self._log.write(f"A fault in lfsvc, please report it:\n{traceback.format_exc()}", journal.ERROR)
+            self._log.fault(error)
             fault = Internal(f"{method.name} met a fault in lfsvc.", "journalctl --user -u lfsched shows it")
             self._error(message, fault.dbus_name, fault.text)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from lfsvc.config import Config
 from lfsvc.errors import InvalidConfig
-from lfsvc.files import create_fresh, replace_file, write_all
+from lfsvc.files import numbered, read_json, replace_file, write_fresh
 from lfsvc.job import Job, State, StepState
 from lfsvc.llamafactory import evaluation, settings
 from lfsvc.llamafactory.evaluation import Model
@@ -18,6 +18,7 @@ from lfsvc.llamafactory.merge import ADAPTER_TYPES, adapters_of, finetuning_type
 from lfsvc.service.database import snapshot_name
 from lfsvc.service.verdict import Verdict
 from lfsvc.task import Command, Task
+from lfsvc.wording import is_utf8
 
 # In a folder of results that lfsvc made: which training it belongs to.
 OWNER = "lfsvc_run.json"
@@ -35,21 +36,27 @@ def is_due(job: Job, verdict: Verdict) -> bool:
     return verdict.state is State.SUCCEEDED or (verdict.state is State.FAILED and verdict.failed_step == "merge")
 
 
-def template_problem(path: str) -> str:
-    """Why a template of the user's cannot be used; "" where it can."""
+def read_template(path: str) -> tuple[bytes, dict[str, Any]]:
+    """Read a template of the user's: its bytes and its values.
+
+    Raises:
+        InvalidConfig: it cannot be used; the message says which and why.
+    """
     try:
         with open(path, "rb") as file:
             data = file.read(settings.MAX_YAML_BYTES)
         values = settings.parse(data, path)
     except OSError as error:
-        return f"the evaluation template {path} cannot be read: {error.strerror}"
+        raise InvalidConfig(f"the evaluation template {path} cannot be read: {error.strerror}") from error
     except InvalidConfig as error:
-        return f"the evaluation template cannot be used: {error}"
+        raise InvalidConfig(f"the evaluation template cannot be used: {error}") from error
     if values.get("do_train"):
-        return f"the evaluation template {path} has do_train: true, so it is no evaluation"
+        raise InvalidConfig(f"the evaluation template {path} has do_train: true, so it is no evaluation")
     if not evaluation.kind_of(values):
-        return f"the evaluation template {path} has none of do_eval, do_predict and task, so it evaluates nothing"
-    return ""
+        raise InvalidConfig(
+            f"the evaluation template {path} has none of do_eval, do_predict and task, so it evaluates nothing"
+        )
+    return data, values
 
 
 def no_evaluation(
@@ -61,7 +68,13 @@ def no_evaluation(
         reason = adapters_of(values, output_dir, working_directory)[1]
     if reason:
         return [f"no evaluation will follow: {reason}"]
-    return [problem for problem in map(template_problem, templates) if problem]
+    problems = []
+    for template in templates:
+        try:
+            read_template(template)
+        except InvalidConfig as error:
+            problems.append(str(error))
+    return problems
 
 
 def follow_ups(job: Job, folder: str, *, model: str, config: Config) -> tuple[list[tuple[Job, bytes]], list[str]]:
@@ -88,35 +101,29 @@ def follow_ups(job: Job, folder: str, *, model: str, config: Config) -> tuple[li
     found: list[tuple[Job, bytes]] = []
     warnings: list[str] = []
     for template in templates or ("",):
-        problem = template_problem(template) if template else ""
         try:
-            if not problem:
-                found.append(_follow_up(job, folder, values, trained, template, config))
+            found.append(_follow_up(job, folder, values, trained, template, config))
         except InvalidConfig as error:
-            problem = str(error)
+            warnings.append(f"no evaluation was queued: {error}")
         except OSError as error:
-            problem = (
-                f"results_root {config.results_folder} cannot be written to: {error.strerror}; mend that and submit "
-                f"the evaluation by hand"
+            warnings.append(
+                f"no evaluation was queued: results_root {config.results_folder} cannot be written to: "
+                f"{error.strerror}; mend that and submit the evaluation by hand"
             )
-        if problem:
-            warnings.append(f"no evaluation was queued: {problem}")
     return found, warnings
 
 
 def _follow_up(
     job: Job, folder: str, values: Mapping[str, Any], model: Model, template: str, config: Config
 ) -> tuple[Job, bytes]:
-    if not _is_utf8(config.results_folder):
+    if not is_utf8(config.results_folder):
         raise InvalidConfig(
             f"results_root {config.results_folder!r} is not UTF-8, which neither YAML nor D-Bus can carry"
         )
     run = os.path.basename(job.output_dir)
     stem = os.path.basename(job.task.path).removesuffix(".yaml")
     if template:
-        with open(template, "rb") as file:
-            data = file.read()
-        of_template = settings.parse(data, template)
+        data, of_template = read_template(template)
         mode = os.path.basename(template).removesuffix(".yaml")
         benchmark = evaluation.kind_of(of_template) == "benchmark"
         output = _output_folder(config.results_folder, f"{run}_{mode}", job, template, fresh=benchmark)
@@ -152,10 +159,6 @@ def _follow_up(
     return queued, data
 
 
-def _is_utf8(path: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in path)
-
-
 def _output_folder(root: str, name: str, job: Job, template: str, *, fresh: bool) -> str:
     """The folder of an evaluation's results: the same for the same training, another for one of the same name.
 
@@ -163,10 +166,7 @@ def _output_folder(root: str, name: str, job: Job, template: str, *, fresh: bool
     """
     owner = {"training": job.output_dir, "template": template}
     os.makedirs(root, exist_ok=True)
-    number = 1
-    while True:
-        folder = os.path.join(root, name if number == 1 else f"{name}_{number}")
-        number += 1
+    for folder in numbered(os.path.join(root, name)):
         if fresh:
             if not os.path.lexists(folder) and _reserve(os.path.join(root, f".{os.path.basename(folder)}.{OWNER}")):
                 return folder
@@ -175,8 +175,9 @@ def _output_folder(root: str, name: str, job: Job, template: str, *, fresh: bool
             os.chmod(folder, 0o777 & ~job.umask)
             replace_file(os.path.join(folder, OWNER), json.dumps(owner).encode(), durable=False)
             return folder
-        elif _owner(folder) == owner:
+        elif read_json(os.path.join(folder, OWNER)) == owner:
             return folder
+    raise AssertionError("numbers do not end")
 
 
 def _reserve(path: str) -> bool:
@@ -185,14 +186,6 @@ def _reserve(path: str) -> bool:
     except FileExistsError:
         return False
     return True
-
-
-def _owner(folder: str) -> object:
-    try:
-        with open(os.path.join(folder, OWNER), "rb") as file:
-            return json.loads(file.read())
-    except (OSError, ValueError):
-        return None
 
 
 def _write(job: Job, folder: str, stem: str, data: bytes) -> str:
@@ -204,14 +197,7 @@ def _write(job: Job, folder: str, stem: str, data: bytes) -> str:
 
 
 def _write_into(folder: str, stem: str, data: bytes, mode: int) -> str:
-    path, fd = create_fresh(folder, stem, ".yaml", mode)
-    try:
-        write_all(fd, data)
-        # The service's own umask is stricter than the submitter's.
-        os.fchmod(fd, mode)
-    except OSError:
-        os.unlink(path)
-        raise
-    finally:
-        os.close(fd)
+    path = write_fresh(folder, stem, ".yaml", data, mode)
+    # The service's own umask is stricter than the submitter's.
+    os.chmod(path, mode)
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 
 from lfsvc import journal
 from lfsvc.job import Job, State
@@ -129,6 +130,11 @@ class Log:
             # A name may hold what a terminal obeys.
             text = "\n".join(map(printable, message.split("\n")))
             self._writer.write(text.encode("utf-8", "replace") + b"\n")
+
+    def fault(self, error: BaseException) -> None:
+        """Write where a fault of lfsvc's own comes from, for whoever mends it."""
+        text = "".join(traceback.format_exception(error))
+        self.write(f"A fault in lfsvc, please report it:\n{text}", journal.ERROR)
 
     def finish(self) -> None:
         """Let what was written last reach the terminal."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-import math
 import os
 import socket
 import threading
@@ -19,6 +18,7 @@ from dbus_next.signature import Variant
 
 from lfsvc import journal
 from lfsvc.delivery import (
+    DESKTOP_SECONDS,
     NO_DAEMON,
     NOTIFICATIONS,
     NOTIFICATIONS_PATH,
@@ -34,13 +34,12 @@ from lfsvc.notify import PRESETS, Message, Tally, Target, job_message
 from lfsvc.service.bus import BUS, Bus, BusError, clean
 from lfsvc.service.events import Listener, Log
 from lfsvc.service.wire import job_dictionary
-from lfsvc.wording import iso_time
+from lfsvc.wording import with_iso_times
 
 # Between the tries of one message: a router that restarts is no reason to lose it.
 DELAYS = (2.0, 8.0, 32.0, 128.0)
 # How many messages may wait; where more come, the oldest gives way.
 MOST_WAITING = 200
-DESKTOP_SECONDS = 10.0
 CLOSE_SECONDS = 1.5
 STOPS = "the scheduler stops"
 
@@ -212,7 +211,7 @@ class Notifier(Listener):
         """Tell of a job's end, and count it."""
         self._tally.add(job)
         if any(job.state.value in target.on for target in self.targets):
-            self._tell(job_message(job, plain(job_dictionary(job)), self._host))
+            self._tell(job_message(job, with_iso_times(plain(job_dictionary(job))), self._host))
 
     def changed(self) -> None:
         """Tell when the queue has become empty."""
@@ -308,13 +307,11 @@ async def show(bus: Bus, message: Message) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """A dictionary of the bus without its variants, with every time (a key in _at) as ISO 8601 in UTC."""
+    """A value of the bus without its variants."""
     if isinstance(value, Variant):
         return plain(value.value)
     if isinstance(value, list):
         return [plain(item) for item in value]
     if isinstance(value, dict):
-        found = {key: plain(item) for key, item in value.items()}
-        return {key: iso_time(item) if key.endswith("_at") else item for key, item in found.items()}
-    # JSON has neither NaN nor infinity, and a loss may be either.
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return {key: plain(item) for key, item in value.items()}
+    return value

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-import traceback
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -84,9 +83,9 @@ class Scheduler:
         for listener in self._listeners:
             try:
                 getattr(listener, event)(*arguments)
-            except Exception:
+            except Exception as error:
                 # It is stored; who cannot be told must not keep the queue.
-                self._log.write(f"A fault in lfsvc, please report it:\n{traceback.format_exc()}", journal.ERROR)
+                self._log.fault(error)
 
     # -- what clients ask ------------------------------------------------------------------------
 
@@ -107,7 +106,9 @@ class Scheduler:
         return job
 
     async def _admit(self, text: str, options: Options) -> tuple[Job, bytes]:
-        ahead = [Ahead(job_id=number, output_dir=folder) for number, folder in await self._store.output_folders()]
+        # A script is not judged by what comes before it, and thousands may.
+        folders = [] if text.endswith(".sh") else await self._store.output_folders()
+        ahead = [Ahead(job_id=number, output_dir=folder) for number, folder in folders]
         admitted = await asyncio.get_running_loop().run_in_executor(
             self._files,
             lambda: admit(
@@ -223,9 +224,8 @@ class Scheduler:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            text = "".join(traceback.format_exception(task.exception()))
-            self._log.write(f"A fault in lfsvc, please report it:\n{text}", journal.ERROR)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.fault(error)
 
     # -- starting --------------------------------------------------------------------------------
 
@@ -263,7 +263,7 @@ class Scheduler:
         except Exception as error:
             # Whatever it is, it is this job's end and not the queue's.
             if not isinstance(error, CannotStart | OSError | LfsvcError):
-                self._log.write(f"A fault in lfsvc, please report it:\n{traceback.format_exc()}", journal.ERROR)
+                self._log.fault(error)
             text = error.text if isinstance(error, LfsvcError) else str(error)
             verdict = Verdict(state=State.FAILED, exit_status=NOTHING_RAN, failure=text)
             await self._surely(job, lambda: self._store_end(running, verdict))
@@ -391,7 +391,7 @@ class Scheduler:
             return (), (f"no evaluation was queued: {where} did not answer within {FOLLOW_UP_SECONDS:g} s",)
         except Exception as error:
             # The end of the training is stored all the same, and the queue goes on.
-            self._log.write(f"A fault in lfsvc, please report it:\n{traceback.format_exc()}", journal.ERROR)
+            self._log.fault(error)
             return (), (f"no evaluation was queued: a fault in lfsvc ({type(error).__name__}: {error})",)
 
     async def _surely(self, job: Job, store_end: Callable[[], Coroutine[Any, Any, None]]) -> None:

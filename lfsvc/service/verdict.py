@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from lfsvc.job import NOTHING_RAN, Job, State, Step, StepState
@@ -50,30 +51,15 @@ def judge(
         interrupted: whether the machine or the manager went away under it.
         requeue: whether an interruption queues it again.
     """
-    verdict = _judge(job, result=result, status=status, reason=reason, interrupted=interrupted, requeue=requeue)
-    document = result or status or {}
-    # Keys that a runner of an older lfsvc does not write.
-    verdict = replace(verdict, model=document.get("model", ""), progress=document.get("progress", {}))
-    if result is not None and "model" not in result and job.task.command is Command.TRAIN:
-        note = "it was started by an earlier lfsvc, which merges nothing"
-        return replace(verdict, warnings=(*verdict.warnings, note))
-    return verdict
-
-
-def _judge(
-    job: Job,
-    *,
-    result: Mapping[str, Any] | None,
-    status: Mapping[str, Any] | None,
-    reason: str,
-    interrupted: bool,
-    requeue: bool,
-) -> Verdict:
     document = result or status or {}
     steps = steps_of(document)
     warnings = job.warnings + tuple(document.get("warnings", ()))
+    # Keys that a runner of an older lfsvc does not write.
+    if result is not None and "model" not in result and job.task.command is Command.TRAIN:
+        warnings = (*warnings, "it was started by an earlier lfsvc, which merges nothing")
+    verdict = partial(Verdict, model=document.get("model", ""), progress=document.get("progress", {}))
     if result is not None and not result["stopped"]:
-        return Verdict(
+        return verdict(
             state=State(result["state"]),
             exit_status=result["exit_status"],
             failed_step=result["failed_step"],
@@ -85,10 +71,10 @@ def _judge(
     exit_status = result["exit_status"] if result is not None else SIGKILL_STATUS if status else NOTHING_RAN
     steps = ended_steps(steps, StepState.KILLED, exit_status)
     if job.kill_requested_at:
-        return Verdict(state=State.KILLED, exit_status=exit_status, steps=steps, warnings=warnings)
+        return verdict(state=State.KILLED, exit_status=exit_status, steps=steps, warnings=warnings)
     if interrupted:
         if requeue:
-            return Verdict(
+            return verdict(
                 state=State.QUEUED,
                 exit_status=None,
                 # A training that was through is not run again for its merge.
@@ -99,7 +85,7 @@ def _judge(
                 ),
             )
         again = "" if job.interruptions else " To run it again, submit it again."
-        return Verdict(
+        return verdict(
             state=State.INTERRUPTED,
             exit_status=exit_status,
             failure="The machine or the user's session ended under this job." + again,
@@ -107,7 +93,7 @@ def _judge(
             warnings=warnings,
         )
     if result is not None:
-        return Verdict(
+        return verdict(
             state=State.KILLED,
             exit_status=exit_status,
             failure="It was stopped by hand (systemctl --user stop, or SIGTERM to its runner), not through lfsvc.",
@@ -115,7 +101,7 @@ def _judge(
             warnings=warnings,
         )
     failed_step = next((step.name for step in steps if step.state is StepState.KILLED), "")
-    return Verdict(
+    return verdict(
         state=State.FAILED,
         exit_status=exit_status,
         failed_step=failed_step,
