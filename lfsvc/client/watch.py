@@ -18,7 +18,7 @@ from lfsvc.client.output import Line, style_of
 from lfsvc.client.screen import fitted, status_lines
 from lfsvc.client.show import recent_jobs
 from lfsvc.errors import LfsvcError, NoService, WrongUse
-from lfsvc.llamafactory.progress import FILE
+from lfsvc.llamafactory.progress import FILE, NewLines
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -78,33 +78,28 @@ class LossHistory:
     """The losses of one training, read on from where the last look ended; thinned where they are many."""
 
     def __init__(self, folder: str) -> None:
-        self.folder = folder
         self._path = os.path.join(folder, FILE)
-        self._identity = (0, 0)
-        self._offset = 0
-        self._rest = b""
+        self._lines = NewLines(folder, most_bytes=MAX_LOG_BYTES)
         self._step = 0
         self.values: list[float] = []
 
     def read(self, since: float = 0.0) -> None:
         """Take in what was added. A file not written since `since` (seconds since the epoch) is of an older run."""
         try:
-            with open(self._path, "rb") as file:
-                there = os.fstat(file.fileno())
-                if there.st_mtime < since:
-                    return
-                if (there.st_dev, there.st_ino) != self._identity or there.st_size < self._offset:
-                    self._identity, self._rest = (there.st_dev, there.st_ino), b""
-                    self._offset, self._step, self.values = max(0, there.st_size - MAX_LOG_BYTES), 0, []
-                file.seek(self._offset)
-                data = file.read(MAX_LOG_BYTES)
+            if os.stat(self._path).st_mtime < since:
+                return
         except OSError:
             # Not there yet, or no longer.
             return
-        self._offset += len(data)
-        *lines, self._rest = (self._rest + data).split(b"\n")
+        lines, anew = self._lines.read()
+        if anew:
+            self._step, self.values = 0, []
         for line in lines:
             self._add(line)
+
+    def close(self) -> None:
+        """Stop following."""
+        self._lines.close()
 
     def _add(self, line: bytes) -> None:
         try:
@@ -195,9 +190,10 @@ class View:
 
     def _read_losses(self) -> None:
         running = {job["id"]: job for job in self.status["running"] if job.get("output_dir")}
-        self.histories = {
-            number: self.histories.get(number) or LossHistory(job["output_dir"]) for number, job in running.items()
-        }
+        for number in self.histories.keys() - running.keys():
+            self.histories.pop(number).close()
+        for number, job in running.items():
+            self.histories.setdefault(number, LossHistory(job["output_dir"]))
         for number, history in self.histories.items():
             history.read(running[number].get("started_at", 0) / 1e6)
 

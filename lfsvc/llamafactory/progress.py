@@ -25,18 +25,22 @@ NUMBERS = ("percentage", "loss", "lr", "epoch")
 TIMES = ("elapsed_time", "remaining_time")
 
 
-class TrainerLog:
-    """Follows the trainer_log.jsonl of one output_dir from its present end on.
+class NewLines:
+    """The lines that are added to the trainer_log.jsonl of one output_dir.
 
     LLaMA-Factory appends to it across runs, and removes it first where the output folder is
     overwritten; so the file is held open, and another one under its name is read from its beginning.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, *, most_bytes: int) -> None:
+        """A reader that is further behind than `most_bytes` skips to the newest part."""
         self._path = os.path.join(folder, FILE)
+        self._most_bytes = most_bytes
         self._file = -1
         self._rest = b""
-        self.progress: dict[str, Any] = {}
+
+    def skip(self) -> None:
+        """Pass over what is there already."""
         if self._open():
             os.lseek(self._file, 0, os.SEEK_END)
 
@@ -47,31 +51,30 @@ class TrainerLog:
             return False
         return True
 
-    def read(self) -> bool:
-        """Take in what was added; True where that changed the progress."""
+    def read(self) -> tuple[list[bytes], bool]:
+        """Give the lines since the last look, and whether they begin anew: in another file, or in one cut short."""
         if self._file >= 0 and self._replaced():
             self.close()
-        if self._file < 0 and not self._open():
-            return False
+        anew = self._file < 0
+        if anew and not self._open():
+            return [], False
         try:
             size = os.fstat(self._file).st_size
             offset = os.lseek(self._file, 0, os.SEEK_CUR)
             if size < offset:
                 # Truncated in its place.
+                anew = True
                 offset = os.lseek(self._file, 0, os.SEEK_SET)
                 self._rest = b""
-            if size - offset > MAX_BYTES:
-                os.lseek(self._file, size - MAX_BYTES, os.SEEK_SET)
+            if size - offset > self._most_bytes:
+                os.lseek(self._file, size - self._most_bytes, os.SEEK_SET)
                 self._rest = b""
-            data = self._rest + os.read(self._file, MAX_BYTES)
+            data = self._rest + os.read(self._file, self._most_bytes)
         except OSError:
-            return False
+            return [], False
         *lines, self._rest = data.split(b"\n")
-        self._rest = self._rest[-MAX_BYTES:]
-        before = self.progress
-        for line in lines:
-            self.progress = {**self.progress, **progress_of(line)}
-        return self.progress != before
+        self._rest = self._rest[-self._most_bytes :]
+        return lines, anew
 
     def _replaced(self) -> bool:
         try:
@@ -87,6 +90,26 @@ class TrainerLog:
             os.close(self._file)
         self._file = -1
         self._rest = b""
+
+
+class TrainerLog:
+    """The progress of the run that writes the trainer_log.jsonl of one output_dir from now on."""
+
+    def __init__(self, folder: str) -> None:
+        self._lines = NewLines(folder, most_bytes=MAX_BYTES)
+        self._lines.skip()
+        self.progress: dict[str, Any] = {}
+
+    def read(self) -> bool:
+        """Take in what was added; True where that changed the progress."""
+        before = self.progress
+        for line in self._lines.read()[0]:
+            self.progress = {**self.progress, **progress_of(line)}
+        return self.progress != before
+
+    def close(self) -> None:
+        """Stop following."""
+        self._lines.close()
 
 
 def progress_of(line: bytes) -> dict[str, Any]:
